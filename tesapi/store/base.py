@@ -1,0 +1,94 @@
+"""What a store of task records promises. Its docstrings are what `tests/contract/test_store.py` tests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from types import TracebackType
+from typing import Protocol, Self
+
+from tesapi.tes.models import View
+from tesapi.tes.record import TaskRecord
+from tesapi.tes.states import State
+
+
+@dataclass(frozen=True, slots=True)
+class TaskQuery:
+    """Which tasks, and how much of each: `size` tasks per page, `token` from the page before."""
+
+    view: View = View.MINIMAL
+    size: int = 256
+    token: str | None = None
+    owner: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Rendered views, newest first, and the token of the next page where there is one."""
+
+    views: Sequence[bytes]
+    next_token: str | None
+
+
+class TaskStore(Protocol):
+    """Keeps records and leases. An async context manager.
+
+    A *lease* belongs to the store, not to the record: a holder's name beside a task, and one number per holder that
+    the holder raises with `renew`. It is stale when that number stood still for `ttl` on the *taker's* monotonic
+    clock, so no two clocks need to agree. A lease only saves work: what is true is guarded by `replace`.
+
+    Every method raises StoreUnavailable where the store cannot answer; a write that raised it changed nothing.
+    """
+
+    @property
+    def id(self) -> str:
+        """Made once for each store; job directories and containers carry it."""
+        ...
+
+    async def __aenter__(self) -> Self: ...
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    async def insert(self, records: Sequence[TaskRecord]) -> None:
+        """Keep new records, all or none. They survive a power loss once this has returned."""
+        ...
+
+    async def load(self, task_id: str, *, owner: str | None = None) -> TaskRecord:
+        """The record as it was last stored. Raises TaskNotFound, also where `owner` is given and is not its owner."""
+        ...
+
+    async def view(self, task_id: str, view: View, *, owner: str | None = None) -> bytes:
+        """The rendered view of one task, without the cost of its record where that is possible. Raises as `load`."""
+        ...
+
+    async def find(self, query: TaskQuery) -> Page:
+        """One page, newest first; neither skips nor repeats a task while others are created.
+
+        Raises InvalidDocument where the token is not one of this store's for these filters.
+        """
+        ...
+
+    async def replace(self, record: TaskRecord) -> bool:
+        """Store `record` as its next revision if nobody was faster, durably; False where somebody was.
+
+        A task that was released until some time is due again at once.
+        """
+        ...
+
+    async def claim(self, holder: str, *, queued: int, ttl: timedelta) -> list[TaskRecord]:
+        """Lease to `holder` every placed task, and up to `queued` queued ones, that nobody holds and that are due.
+
+        The queued ones are taken from their owners in turn, each owner's oldest first. Placed ones come oldest first.
+        """
+        ...
+
+    async def renew(self, holder: str, task_ids: Collection[str]) -> Mapping[str, State]:
+        """Raise the holder's number; the states of those of `task_ids` that it still holds."""
+        ...
+
+    async def release(self, holder: str, task_id: str, *, not_before: datetime | None = None) -> None:
+        """Give a lease back; nobody can claim the task before `not_before`. Nothing happens if `holder` has it not."""
+        ...
