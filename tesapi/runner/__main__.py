@@ -1,0 +1,136 @@
+"""Run one job: `python3 runner.py JOB.JSON`, as often as anybody likes; its commands run once.
+
+ 1. Take the job's lock. Held by somebody: another runner lives; say what it says until it ends, or is gone.
+ 2. The report has an end: say it again. Started, but nobody alive and no end: remove what was left, report that.
+ 3. Canceled before it began: report that, and do nothing.
+ 4. Note durably that the job is started, and leave a watchdog behind for the case that this process is killed.
+ 5. Read the job; refuse every URL, image and path that cannot be served, before anything moves.
+ 6. Stage the inputs in.
+ 7. Run the executors in order; stop at the first error that is not to be ignored.
+ 8. Store the outputs that are there, after an error too: workflow engines need their logs and exit files.
+ 9. Report the end, and dismiss the watchdog.
+
+Standard output is the report. The exit code is 0 whenever the report tells the end, whatever that was.
+`--sweep JOB.JSON` removes what a dead runner left, waits for the lock to do so, and reports the end.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import List, Optional
+
+from . import guard, mounts, stage
+from .execute import run_step
+from .job import Job, Places, Refused, read
+from .report import Report, echo, plain
+from .runtimes.base import Runtime, make
+from .storage.base import StorageFailure, Storages
+
+
+def main(arguments: List[str]) -> int:
+    """What the module's docstring says; the process's exit code."""
+    sweeping = arguments[:1] == ["--sweep"]
+    paths = arguments[1:] if sweeping else arguments
+    if len(paths) != 1:
+        os.write(2, b"usage: runner.py [--sweep] JOB.JSON\n")
+        return 2
+    places = Places(paths[0])
+    os.makedirs(places.metadata, exist_ok=True)
+    stop = guard.Stop(places.cancelled)
+    try:
+        lock = guard.take_lock(places.lock, wait=sweeping)
+    except Refused as error:
+        Report(places.report).write("ended", outcome="system_error", reason=str(error))
+        return 0
+    attached = lock is None
+    if lock is None:
+        lock = guard.attach(places)
+    if lock is None:
+        return 0
+    report = Report(places.report)
+    if report.lines and not attached:
+        _repeat(places)
+    if report.ended:
+        return 0
+    if os.path.exists(places.started) or sweeping:
+        _finish(places, report)
+    elif stop.canceled:
+        report.write("ended", outcome="canceled")
+    else:
+        _run(places, stop, lock, report)
+    return 0
+
+
+def _repeat(places: Places) -> None:
+    with open(places.report, "rb") as file:
+        echo(file.read())
+
+
+def _finish(places: Places, report: Report) -> None:
+    marks: List[str] = []
+    try:
+        job = read(places.document)
+        marks = make(job.runtime).marks(job.job_id)
+    except Refused:
+        pass  # then nothing of it was ever started
+    guard.finish_for_the_dead(places, marks, report)
+
+
+def _run(places: Places, stop: guard.Stop, lock: int, report: Report) -> None:
+    """Steps 4 to 9. Whatever goes wrong here becomes the job's end, in a sentence."""
+    watchdog = None
+    try:
+        job = read(places.document)
+        guard.mark_started(places.started)
+        runtime = make(job.runtime)
+        watchdog = guard.Watchdog(places, runtime.marks(job.job_id), lock)
+        report.write("started", host=_host())
+        outcome, reason = _story(job, places, runtime, stop, report)
+    except guard.Stopped:
+        outcome, reason = ("canceled", None) if stop.canceled else ("system_error", stop.reason)
+    except (Refused, StorageFailure) as error:
+        outcome, reason = "system_error", str(error)
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        outcome, reason = "system_error", f"The runner could not go on: {error.strerror}{where}."
+    except Exception as error:  # noqa: BLE001 - a bug of ours is to end the job with its name, not to leave it open
+        outcome, reason = "system_error", f"The runner failed: {type(error).__name__}: {error}."
+    report.write("ended", outcome=outcome, reason=None if reason is None else plain(reason))
+    report.sync()
+    if watchdog is not None:
+        watchdog.dismiss()
+
+
+def _story(job: Job, places: Places, runtime: Runtime, stop: guard.Stop, report: Report) -> tuple[str, Optional[str]]:
+    """Steps 5 to 8: the outcome, and a sentence where it is not success."""
+    storages = Storages(job.storage)
+    refused = stage.refusal(job, storages)
+    for step in job.steps:
+        refused = refused or runtime.unsupported(step.image)
+    if refused is not None:
+        raise Refused(refused)
+    layout = mounts.plan(job, places.work)
+    mounts.make_folders(job, layout)
+    stage.stage_in(job, layout, storages, stop.check)
+    mounts.make_mount_points(layout)
+    failed = None
+    for step in job.steps:
+        code = run_step(step, job, places, runtime, layout.mounts, stop, report)
+        if code != 0 and not step.ignore_error:
+            failed = f"Executor {step.number} ended with exit code {code}."
+            break
+    problems = stage.stage_out(job, layout, storages, report, stop.check)
+    if failed is not None:
+        for problem in problems:
+            report.write("note", text=problem)
+        return "executor_error", failed
+    return ("system_error", " ".join(problems)) if problems else ("complete", None)
+
+
+def _host() -> str:
+    return os.uname().nodename
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,117 @@
+"""The job document: what `tesapi.jobs.plan` writes and the runner reads, and where a job's files lie."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any, Dict, List, NamedTuple, Optional
+
+VERSION = 1
+
+
+class Refused(Exception):
+    """The job cannot be run here; the text is a sentence for the user."""
+
+
+class Input(NamedTuple):
+    """A file to be there at `path`: `content` where that is not None, else what `url` holds."""
+
+    path: str
+    type: str
+    url: Optional[str]
+    content: Optional[str]
+
+
+class Output(NamedTuple):
+    """A file to be stored at `url` when the executors have ended."""
+
+    path: str
+    type: str
+    url: str
+
+
+class Step(NamedTuple):
+    """One executor. Paths are inside its container; empty where none was given."""
+
+    job_id: str
+    number: int
+    image: str
+    command: List[str]
+    env: Dict[str, str]
+    workdir: str
+    stdin: str
+    stdout: str
+    stderr: str
+    ignore_error: bool
+
+
+class Job(NamedTuple):
+    """One attempt at a task."""
+
+    job_id: str
+    steps: List[Step]
+    inputs: List[Input]
+    outputs: List[Output]
+    volumes: List[str]
+    storage: Dict[str, Any]
+    runtime: Dict[str, Any]
+    tail_bytes: int
+
+
+class Places:
+    """Where everything of a job lies, given the path of its document.
+
+    The layout is that of a Pulsar job directory, in which `inputs/` and `metadata/` survive a second start.
+    """
+
+    def __init__(self, document: str) -> None:
+        self.document = os.path.abspath(document)
+        self.directory = os.path.dirname(os.path.dirname(self.document))
+        self.metadata = os.path.join(self.directory, "metadata")
+        self.lock = os.path.join(self.metadata, "lock")
+        self.started = os.path.join(self.metadata, "started")
+        self.report = os.path.join(self.metadata, "report.jsonl")
+        self.tails = os.path.join(self.metadata, "tails.json")
+        self.cancelled = os.path.join(self.directory, "cancelled")
+        self.work = os.path.join(self.directory, "tes")
+
+
+def read(path: str) -> Job:
+    """The job in the document at `path`. Raises Refused where it is none that this runner knows."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = json.load(file)
+        if document["version"] != VERSION:
+            raise Refused(f"The job document is of version {document['version']!r}; this runner reads {VERSION}.")
+        return _job(document)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(f"The job document cannot be read: {type(error).__name__}: {error}.") from error
+
+
+def _job(document: Dict[str, Any]) -> Job:
+    job_id = str(document["job_id"])
+    return Job(
+        job_id=job_id,
+        steps=[_step(job_id, number, step) for number, step in enumerate(document["executors"])],
+        inputs=[Input(i["path"], i["type"], i.get("url"), i.get("content")) for i in document["inputs"]],
+        outputs=[Output(o["path"], o["type"], o["url"]) for o in document["outputs"]],
+        volumes=list(document["volumes"]),
+        storage=document["storage"],
+        runtime=document["runtime"],
+        tail_bytes=int(document["tail_bytes"]),
+    )
+
+
+def _step(job_id: str, number: int, step: Dict[str, Any]) -> Step:
+    return Step(
+        job_id=job_id,
+        number=number,
+        image=step["image"],
+        command=list(step["command"]),
+        env=dict(step["env"]),
+        workdir=step["workdir"],
+        stdin=step["stdin"],
+        stdout=step["stdout"],
+        stderr=step["stderr"],
+        ignore_error=bool(step["ignore_error"]),
+    )

@@ -1,0 +1,173 @@
+"""Which directories and files a job's containers see, and where a path inside of them lies outside.
+
+Inputs are private copies, mounted one by one and read-only, so that what the image has beside them stays visible.
+Volumes and the folders of outputs and streams are directories of the job, writable and shared by all its executors.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from .job import Job, Refused
+
+_RESERVED = ("/proc", "/sys", "/dev")
+_MAX_LINKS = 40
+DISCARD = "/dev/null"
+
+
+class Mount(NamedTuple):
+    """`source` outside is seen as `target` in the container. A `target` of / is the container's own root."""
+
+    source: str
+    target: str
+    writable: bool
+
+
+class Layout(NamedTuple):
+    """The mounts of a job, parents first, and where each input is to be staged, in the order of the job's inputs."""
+
+    mounts: List[Mount]
+    staged_inputs: List[str]
+
+
+def normal(path: str) -> str:
+    """`path` without empty, `.` and trailing parts."""
+    return "/" + posixpath.normpath(path).lstrip("/")
+
+
+def is_within(path: str, directory: str) -> bool:
+    """Whether `path` is `directory` or lies below it, segment by segment. Both are normal."""
+    return directory == "/" or path == directory or path.startswith(directory + "/")
+
+
+def plan(job: Job, work: str) -> Layout:
+    """The mounts that `job` needs, with sources below `work`. Raises Refused for a path that cannot be a mount."""
+    outputs = {normal(output.path) for output in job.outputs}
+    folders = _writable_folders(job)
+    mounts = [
+        Mount(os.path.join(work, "root") if folder == "/" else os.path.join(work, "files", str(number)), folder, True)
+        for number, folder in enumerate(folders)
+    ]
+    staged: List[str] = []
+    claimed: Dict[str, Tuple[Optional[str], Optional[str]]] = {}
+    for number, item in enumerate(job.inputs):
+        path = _mountable(item.path)
+        if claimed.setdefault(path, (item.url, item.content)) != (item.url, item.content):
+            raise Refused(f"Two different inputs have the path {path}.")
+        if path in outputs:  # as Cromwell's scripts are: a copy that the task may write over
+            staged.append(_beneath(mounts, path))
+        else:
+            staged.append(os.path.join(work, "in", str(number)))
+            mounts.append(Mount(staged[-1], path, False))
+    # Of two inputs that are the same, the later mount hides the earlier one, which is the same.
+    mounts.sort(key=lambda mount: 0 if mount.target == "/" else mount.target.count("/"))
+    return Layout(mounts, staged)
+
+
+def make_folders(job: Job, layout: Layout) -> None:
+    """Make the writable folders, and in them what the job's paths need: folders of outputs, streams and volumes."""
+    namespace = Namespace(layout.mounts)
+    for mount in layout.mounts:
+        if mount.writable:
+            os.makedirs(mount.source)
+    for folder in _wanted_folders(job):
+        os.makedirs(namespace.resolve(folder), exist_ok=True)
+
+
+def make_mount_points(layout: Layout) -> None:
+    """Make the places for mounts inside of other mounts. Asked when the inputs are staged, since it looks at them."""
+    for mount in layout.mounts:
+        parents = [other for other in layout.mounts if other is not mount and is_within(mount.target, other.target)]
+        parents = [other for other in parents if other.target not in ("/", mount.target)]
+        if not parents:
+            continue
+        point = _beneath(parents, mount.target)
+        os.makedirs(os.path.dirname(point), exist_ok=True)
+        if os.path.isdir(mount.source):
+            os.makedirs(point, exist_ok=True)
+        elif not os.path.lexists(point):
+            os.close(os.open(point, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+class Namespace:
+    """Paths as the containers see them, led back to where they lie; links never lead out of the job's own mounts."""
+
+    def __init__(self, mounts: Sequence[Mount]) -> None:
+        self._mounts = mounts
+
+    def resolve(self, path: str) -> str:
+        """Where `path` lies outside, after every link; nothing needs to be there. Raises Refused outside the mounts."""
+        seen = follow_links(path, self._link)
+        where = self._where(seen)
+        if where is None:
+            led = f" leads to {seen}, which" if seen != normal(path) else ""
+            raise Refused(f"{path}{led} is not in an input, an output folder or a volume of the task.")
+        return where
+
+    def _where(self, path: str) -> Optional[str]:
+        fitting = [mount for mount in self._mounts if is_within(path, mount.target)]
+        return _beneath(fitting, path) if fitting else None
+
+    def _link(self, path: str) -> Optional[str]:
+        where = self._where(path)
+        return os.readlink(where) if where is not None and os.path.islink(where) else None
+
+
+def follow_links(path: str, link: Callable[[str], Optional[str]]) -> str:
+    """`path` with each link followed; `link` gives the target of a path that is one. Raises Refused for a ring."""
+    pending = path.split("/")[::-1]
+    done: List[str] = []
+    links = 0
+    while pending:
+        name = pending.pop()
+        if name in ("", "."):
+            continue
+        if name == "..":
+            del done[-1:]
+            continue
+        target = link("/" + "/".join([*done, name]))
+        if target is None:
+            done.append(name)
+            continue
+        links += 1
+        if links > _MAX_LINKS:
+            raise Refused(f"{path} leads through too many symbolic links.")
+        if target.startswith("/"):
+            done = []
+        pending.extend(target.split("/")[::-1])
+    return "/" + "/".join(done)
+
+
+def _beneath(mounts: Sequence[Mount], path: str) -> str:
+    """Where `path` lies in the innermost of `mounts` that hold it."""
+    mount = max((m for m in mounts if is_within(path, m.target)), key=lambda m: len(m.target.rstrip("/")))
+    return os.path.join(mount.source, path[len(mount.target) :].lstrip("/")).rstrip("/")
+
+
+def _writable_folders(job: Job) -> List[str]:
+    """The outermost of the folders that are wanted; / holds files at the top, and stands for nothing below it."""
+    wanted = _wanted_folders(job)
+    return sorted(
+        folder
+        for folder in wanted
+        if not any(other not in ("/", folder) and is_within(folder, other) for other in wanted)
+    )
+
+
+def _wanted_folders(job: Job) -> List[str]:
+    wanted = {_mountable(volume) for volume in job.volumes}
+    wanted.update(posixpath.dirname(_mountable(output.path)) for output in job.outputs)
+    for step in job.steps:
+        for stream in (step.stdout, step.stderr):
+            if stream and stream != DISCARD:
+                wanted.add(posixpath.dirname(_mountable(stream)))
+    return sorted(wanted)
+
+
+def _mountable(path: str) -> str:
+    path = normal(path)
+    if path == "/" or any(is_within(path, reserved) for reserved in _RESERVED):
+        raise Refused(f"{path} cannot be the place of a file of the task: /, /proc, /sys and /dev are the container's.")
+    return path

@@ -1,0 +1,280 @@
+"""Sandboxes by bubblewrap, which has no images: an image is mapped to a root file system, or to `host`.
+
+`host` is never the whole machine: it is this machine's /usr read-only, the usual links into it, and a generated /etc.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import json
+import os
+import posixpath
+import re
+from typing import Any, Dict, List, Optional, Sequence, Set
+
+from ..job import Refused, Step
+from ..mounts import Mount, follow_links, is_within
+from .base import ARGUMENTS_FD, STATUS_FD, End, Launch
+
+HOST = "host"
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+_LINKS_INTO_USR = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
+# Not of the image: fresh ones are made.
+_OWN = ("proc", "dev", "sys", "tmp", "run")
+# /etc/alternatives holds links only, without which /usr/bin/awk leads nowhere on Debian.
+_ETC_FROM_HOST = (
+    "alternatives",
+    "ld.so.cache",
+    "ssl/certs",
+    "ssl/openssl.cnf",
+    "pki/tls/certs",
+    "pki/ca-trust/extracted",
+    "ca-certificates",
+)
+_ETC_MADE = {
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/usr/sbin/nologin\n",
+    "group": "root:x:0:\nnogroup:x:65534:\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
+}
+_UNREACHED = re.compile(r"^bwrap: execvp .*: ([^:\n]*)$", re.MULTILINE)
+
+
+class Bubblewrap:
+    """`settings` are `{"program": path of bwrap, "images": [[pattern, "host" or a directory], ...]}`."""
+
+    def __init__(self, settings: Dict[str, Any]) -> None:
+        self._program: str = settings["program"]
+        self._images: List[List[str]] = settings["images"]
+
+    def unsupported(self, image: str) -> Optional[str]:
+        root = self._root_of(image)
+        if root is None:
+            known = ", ".join(pattern for pattern, _ in self._images) or "none"
+            return (
+                f"The image {image} is not mapped to a root file system: bubblewrap runs only images that "
+                f"runtime.bubblewrap.images in settings.toml maps to a directory or to host (mapped now: {known})."
+            )
+        if root != HOST and not os.path.isdir(root):
+            return f"The image {image} is mapped to {root}, which is not a directory on this machine."
+        return None
+
+    def marks(self, job_id: str) -> List[str]:
+        return ["--hostname", job_id[:64]]
+
+    def launch(self, step: Step, mounts: Sequence[Mount], scratch: str) -> Launch:
+        mapped = self._root_of(step.image)
+        if mapped is None:
+            raise Refused(str(self.unsupported(step.image)))
+        image = _HostImage() if mapped == HOST else _DirectoryImage(mapped)
+        own_root = [mount.source for mount in mounts if mount.target == "/"]
+        root = own_root[0] if own_root else os.path.join(scratch, "root")
+        _make_root(root)
+        arguments = [*_isolation(), "--bind", root, "/", *image.arguments(scratch, step.job_id)]
+        places = [mount._replace(target=image.resolve(mount.target)) for mount in mounts if mount.target != "/"]
+        workdir = image.resolve(step.workdir) if step.workdir else "/"
+        arguments += _rebuilt([mount.target for mount in places] + [workdir], image)
+        for mount in places:
+            arguments += ["--bind" if mount.writable else "--ro-bind", mount.source, mount.target]
+        arguments += image.closing_arguments()
+        arguments += ["--proc", "/proc", *_protected_proc(), "--dev", "/dev", "--dir", workdir, "--chdir", workdir]
+        environment = {"PATH": _PATH, "HOME": "/root", "HOSTNAME": step.job_id[:64], **step.env}
+        for name, value in environment.items():
+            arguments += ["--setenv", name, value]
+        # Only what marks the sandbox stands in the open: the rest holds values of the user's environment.
+        argv = [self._program, "--unshare-uts", *self.marks(step.job_id), "--args", str(ARGUMENTS_FD)]
+        return Launch(
+            argv=[*argv, "--", *step.command],
+            arguments=b"".join(os.fsencode(argument) + b"\0" for argument in arguments),
+            image_used=f"{step.image} is {image.description} (bubblewrap)",
+        )
+
+    def read_end(self, returncode: int, status: bytes, stderr_tail: str) -> End:
+        for line in status.splitlines():
+            code = _exit_code(line)
+            if code is not None:
+                return End(code, None)
+        # bwrap itself ends with 1 where the program cannot be executed, and then reports no exit code.
+        unreached = _UNREACHED.findall(stderr_tail)
+        if unreached:
+            return End(127 if unreached[-1] == "No such file or directory" else 126, None)
+        if returncode < 0:
+            return End(128 - returncode, None)
+        said = stderr_tail.strip().splitlines()[-1:] or [f"bwrap ended with {returncode}"]
+        return End(returncode, f"The sandbox could not be made: {said[0]}.")
+
+    def _root_of(self, image: str) -> Optional[str]:
+        name = short_name(image)
+        for pattern, root in self._images:
+            short = short_name(pattern)
+            if fnmatch.fnmatchcase(name, short) or fnmatch.fnmatchcase(_repository(name), short):
+                return root
+        return None
+
+
+def short_name(image: str) -> str:
+    """`image` as people write it: without the registry and the folder that stand for the official ones."""
+    for prefix in ("docker.io/", "index.docker.io/"):
+        if image.startswith(prefix):
+            image = image[len(prefix) :]
+    return image[len("library/") :] if image.startswith("library/") else image
+
+
+def _repository(image: str) -> str:
+    """`image` without its tag and digest."""
+    image = image.partition("@")[0]
+    folder, slash, name = image.rpartition("/")
+    return folder + slash + name.partition(":")[0]
+
+
+class _HostImage:
+    """This machine's /usr, with links into it as they are here, and an /etc of our own."""
+
+    description = "this machine's /usr"
+
+    def arguments(self, scratch: str, hostname: str) -> List[str]:
+        arguments = ["--ro-bind", "/usr", "/usr"]
+        for name in _LINKS_INTO_USR:
+            path = "/" + name
+            if os.path.islink(path):
+                arguments += ["--symlink", os.readlink(path), path]
+            elif os.path.isdir(path):
+                arguments += ["--ro-bind", path, path]
+        etc = os.path.join(scratch, "etc")
+        _make_etc(etc, hostname)
+        arguments += ["--bind", etc, "/etc"]
+        for name in _ETC_FROM_HOST:
+            path = "/etc/" + name
+            if os.path.exists(path):
+                arguments += ["--ro-bind", path, path]
+        return arguments
+
+    def closing_arguments(self) -> List[str]:
+        return ["--remount-ro", "/etc"]
+
+    def resolve(self, path: str) -> str:
+        return follow_links(path, lambda p: _link(p) if self.outside(p) or p[1:] in _LINKS_INTO_USR else None)
+
+    def outside(self, path: str) -> Optional[str]:
+        """Where `path` of the image lies, for the parts that the image has and that cannot be written to."""
+        return path if is_within(path, "/usr") else None
+
+
+class _DirectoryImage:
+    """A root file system that lies in a directory."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory.rstrip("/")
+        self.description = f"the root file system {directory}"
+
+    def arguments(self, scratch: str, hostname: str) -> List[str]:
+        arguments: List[str] = []
+        for name in sorted(os.listdir(self._directory)):
+            source = os.path.join(self._directory, name)
+            if name in _OWN:
+                continue
+            if os.path.islink(source):
+                arguments += ["--symlink", os.readlink(source), "/" + name]
+            else:
+                arguments += ["--ro-bind", source, "/" + name]
+        made = os.path.join(scratch, "etc")
+        _make_etc(made, hostname)
+        for name in ("hosts", "resolv.conf"):  # as every container engine does
+            if os.path.isfile(os.path.join(self._directory, "etc", name)):
+                arguments += ["--ro-bind", os.path.join(made, name), self.resolve("/etc/" + name)]
+        return arguments
+
+    def closing_arguments(self) -> List[str]:
+        return []
+
+    def resolve(self, path: str) -> str:
+        return follow_links(path, lambda p: _link(self._directory + p))
+
+    def outside(self, path: str) -> Optional[str]:
+        top = path.split("/")[1]
+        where = self._directory + path
+        return where if top not in _OWN and os.path.isdir(self._directory + "/" + top) else None
+
+
+def _isolation() -> List[str]:
+    return [
+        *("--unshare-user", "--unshare-pid", "--unshare-ipc", "--unshare-cgroup-try"),
+        *("--die-with-parent", "--new-session", "--clearenv", "--cap-drop", "ALL"),
+        *("--uid", "0", "--gid", "0", "--json-status-fd", str(STATUS_FD)),
+    ]
+
+
+def _protected_proc() -> List[str]:
+    # Where the runner is root, the kernel takes the inside for root by its uid, whatever its capabilities: without
+    # this, a task could write /proc/sys/kernel/core_pattern. bwrap covers only directories that are writable.
+    paths = [path for path in ("/proc/sys", "/proc/fs", "/proc/sysrq-trigger") if os.path.exists(path)]
+    return [argument for path in paths for argument in ("--ro-bind", path, path)]
+
+
+def _make_root(root: str) -> None:
+    """The container's own part of /: writable, on disk, gone with the job."""
+    os.makedirs(root, exist_ok=True)
+    for name, mode in (("tmp", 0o1777), ("var", 0o755), ("var/tmp", 0o1777), ("root", 0o700)):
+        path = os.path.join(root, name)
+        if not os.path.lexists(path):
+            os.mkdir(path)
+            os.chmod(path, mode)
+
+
+def _make_etc(etc: str, hostname: str) -> None:
+    os.makedirs(etc, exist_ok=True)
+    files = dict(_ETC_MADE)
+    files["hosts"] = f"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 {hostname[:64]}\n"
+    try:
+        with open("/etc/resolv.conf", encoding="utf-8", errors="replace") as file:
+            files["resolv.conf"] = file.read()
+    except OSError:
+        files["resolv.conf"] = ""
+    for name, text in files.items():
+        with open(os.path.join(etc, name), "w", encoding="utf-8") as file:
+            file.write(text)
+
+
+def _rebuilt(targets: Sequence[str], image: Any) -> List[str]:
+    """Make room for `targets` in the image's read-only directories.
+
+    The innermost existing directory around a missing place becomes a fresh one, with a link for each thing that was
+    in it; so does every directory between two such ones.
+    """
+    rebuilt: Set[str] = set()
+    for target in targets:
+        where = image.outside(target)
+        if where is not None and not os.path.lexists(where):
+            folder = posixpath.dirname(target)
+            while not os.path.isdir(image.outside(folder) or "/nonexistent"):
+                folder = posixpath.dirname(folder)
+            rebuilt.add(folder)
+    if not rebuilt:
+        return []
+    inner = rebuilt | {target for target in targets if os.path.lexists(image.outside(target) or "")}
+    for path in sorted(inner):
+        folder = posixpath.dirname(path)
+        while any(is_within(folder, outer) for outer in rebuilt) and folder not in rebuilt:
+            rebuilt.add(folder)
+            folder = posixpath.dirname(folder)
+    arguments: List[str] = []
+    for number, folder in enumerate(sorted(rebuilt)):
+        arguments += ["--ro-bind", image.outside(folder), f"/.image/{number}", "--tmpfs", folder]
+        for name in sorted(os.listdir(image.outside(folder))):
+            path = folder + "/" + name
+            if path in rebuilt:
+                arguments += ["--dir", path]
+            elif path not in targets:
+                arguments += ["--symlink", f"/.image/{number}/{name}", path]
+    return arguments
+
+
+def _link(path: str) -> Optional[str]:
+    return os.readlink(path) if os.path.islink(path) else None
+
+
+def _exit_code(line: bytes) -> Optional[int]:
+    try:
+        code = json.loads(line).get("exit-code")
+    except ValueError:
+        return None
+    return code if isinstance(code, int) else None
