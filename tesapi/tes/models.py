@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from tesapi.errors import FieldProblem, InvalidDocument
+from tesapi.tes.states import State
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -226,6 +227,32 @@ class TaskLog(Wire):
     end_time: datetime | None = None
     outputs: tuple[OutputFileLog, ...] = ()
     system_logs: tuple[str, ...] | None = None
+
+
+class Task(TaskDocument):
+    """A task as it is answered; what MINIMAL and BASIC leave out is absent there."""
+
+    id: str
+    state: State
+    logs: tuple[TaskLog, ...] | None = None
+    creation_time: datetime | None = None
+
+
+class TaskList(Wire):
+    """A page of tasks; without a token it is the last one."""
+
+    tasks: tuple[Task, ...]
+    next_page_token: str | None = None
+
+
+class CreatedTask(Wire):
+    """The answer to CreateTask."""
+
+    id: str
+
+
+class CanceledTask(Wire):
+    """The answer to CancelTask: an empty object."""
 
 
 def parse_document(body: bytes) -> TaskDocument:

@@ -1,0 +1,65 @@
+"""/livez: the process answers. /readyz: it can take tasks and drive them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Protocol
+
+from fastapi import APIRouter, Response
+
+from tesapi.backends.base import Backend
+from tesapi.errors import StoreUnavailable
+from tesapi.store.base import TaskQuery
+from tesapi.tasks import Tasks
+
+
+class Alive(Protocol):
+    """Whatever drives the tasks."""
+
+    @property
+    def alive(self) -> bool:
+        """Whether it does."""
+        ...
+
+
+def routes(tasks: Tasks, dispatcher: Alive, backends: Mapping[str, Backend]) -> APIRouter:
+    """The two routes. A destination that is down does not make the service unready: tasks wait for it."""
+    router = APIRouter(tags=["Health"])
+
+    @router.get("/livez", operation_id="Livez")
+    async def livez() -> Response:
+        return _json(200, {"status": "ok"})
+
+    @router.get("/readyz", operation_id="Readyz")
+    async def readyz() -> Response:
+        store = await _store_sentence(tasks)
+        driving = dispatcher.alive
+        ready = store is None and driving
+        conditions = {name: backend.condition() for name, backend in backends.items()}
+        return _json(
+            200 if ready else 503,
+            {
+                "status": "ok" if ready else "unavailable",
+                "store": store or "The store answers.",
+                "dispatcher": "Tasks are being driven." if driving else "The dispatcher does not come round any more.",
+                "destinations": [
+                    {"name": name, "ok": condition.ok, "sentence": condition.sentence}
+                    for name, condition in conditions.items()
+                ],
+            },
+        )
+
+    return router
+
+
+async def _store_sentence(tasks: Tasks) -> str | None:
+    try:
+        await tasks.find(TaskQuery(size=1))
+    except StoreUnavailable as error:
+        return str(error)
+    return None
+
+
+def _json(status: int, body: object) -> Response:
+    return Response(json.dumps(body), status, media_type="application/json")

@@ -1,0 +1,77 @@
+"""CreateTask, GetTask, ListTasks and CancelTask of TES 1.1."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from tesapi.api.deps import body_within, caller, refuse_foreign_pages
+from tesapi.errors import FieldProblem, InvalidDocument
+from tesapi.store.base import TaskQuery
+from tesapi.tasks import Tasks
+from tesapi.tes.models import CanceledTask, CreatedTask, Task, TaskList, View, parse_document
+
+_NOT_YET = ("name_prefix", "state", "tag_key", "tag_value")
+_TASK_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Task"}}},
+    }
+}
+_VIEW = Query(description="MINIMAL: id and state. BASIC: all but contents, streams and system logs. FULL: everything.")
+_SIZE = Query(ge=1, le=2047, description="Tasks per page, less than 2048.")
+_TOKEN = Query(description="`next_page_token` of the page before.")
+
+
+def routes(tasks: Tasks, *, max_body_bytes: int, check_origin: bool) -> APIRouter:
+    """The routes, for one prefix. With `check_origin`, foreign web pages cannot change anything."""
+    router = APIRouter(tags=["TaskService"])
+
+    @router.get("/tasks/{task_id}", operation_id="GetTask", responses={200: {"model": Task}})
+    async def get_task(task_id: str, request: Request, view: Annotated[View, _VIEW] = View.MINIMAL) -> Response:
+        return _json(await tasks.view(task_id, view, caller(request).owner))
+
+    @router.post("/tasks", operation_id="CreateTask", responses={200: {"model": CreatedTask}}, openapi_extra=_TASK_BODY)
+    async def create_task(request: Request) -> Response:
+        if check_origin:
+            refuse_foreign_pages(request)
+        document = parse_document(await body_within(request, max_body_bytes))
+        task_id = await tasks.create(document, caller(request).owner)
+        return _json(b'{"id":"%s"}' % task_id.encode())
+
+    @router.get("/tasks", operation_id="ListTasks", responses={200: {"model": TaskList}})
+    async def list_tasks(
+        request: Request,
+        view: Annotated[View, _VIEW] = View.MINIMAL,
+        page_size: Annotated[int, _SIZE] = 256,
+        page_token: Annotated[str | None, _TOKEN] = None,
+    ) -> Response:
+        _refuse_filters(request)
+        query = TaskQuery(view=view, size=page_size, token=page_token or None, owner=caller(request).owner)
+        page = await tasks.find(query)
+        token = b"" if page.next_token is None else b',"next_page_token":' + json.dumps(page.next_token).encode()
+        return _json(b'{"tasks":[%s]%s}' % (b",".join(page.views), token))
+
+    @router.post("/tasks/{task_id}:cancel", operation_id="CancelTask", responses={200: {"model": CanceledTask}})
+    async def cancel_task(task_id: str, request: Request) -> Response:
+        if check_origin:
+            refuse_foreign_pages(request)
+        await tasks.cancel(task_id, caller(request).owner)
+        return _json(b"{}")
+
+    return router
+
+
+def _refuse_filters(request: Request) -> None:
+    given = [name for name in _NOT_YET if name in request.query_params]
+    if given:
+        allowed = "view, page_size and page_token; filters are not built yet"
+        raise InvalidDocument(
+            [FieldProblem(name, "is a filter that this version does not have", allowed) for name in given]
+        )
+
+
+def _json(body: bytes) -> Response:
+    return Response(body, media_type="application/json")

@@ -1,0 +1,121 @@
+"""Puts the rooms together: the only place that knows every one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from fastapi import FastAPI
+
+from tesapi import __version__
+from tesapi.api import health, problems, service_info
+from tesapi.api import tasks as task_routes
+from tesapi.backends.base import Backend, Capacity
+from tesapi.backends.local import LocalBackend
+from tesapi.backends.runtimes import BASE_IMAGES, RuntimeProbe
+from tesapi.dispatch.dispatcher import Dispatcher
+from tesapi.dispatch.drive import Driver
+from tesapi.dispatch.routing import Destination
+from tesapi.runner.runtimes.bubblewrap import HOST
+from tesapi.settings import Settings
+from tesapi.store.base import TaskStore
+from tesapi.store.sqlite import SqliteStore
+from tesapi.tasks import Tasks
+
+PREFIXES = ("/ga4gh/tes/v1", "/v1", "/ga4gh/v1")
+"""Where the API is served: the specification's place, and where clients look that were made for another one."""
+
+
+@contextlib.asynccontextmanager
+async def running(settings: Settings) -> AsyncIterator[FastAPI]:
+    """The application, with everything behind it at work; at the end all of it is stopped, and no task is changed.
+
+    The dispatcher is a child of whoever enters: if it dies of a bug, they are canceled, for a service that looks
+    alive and drives nothing is the worst kind of dead. Raises ConfigurationProblem.
+    """
+    async with contextlib.AsyncExitStack() as stack:
+        store: TaskStore = await stack.enter_async_context(SqliteStore(settings.sqlite_path))
+        backends = {name: await stack.enter_async_context(b) for name, b in _backends(settings, store.id).items()}
+        tasks = Tasks(store, backends)
+        driver = Driver(
+            tasks=tasks,
+            destinations={name: Destination(name, backend) for name, backend in backends.items()},
+            store_id=store.id,
+            file_roots=[str(root) for root in settings.file_roots],
+        )
+        dispatcher = Dispatcher(
+            store,
+            tasks,
+            driver,
+            lease_s=settings.dispatcher.lease_s,
+            poll_interval_s=settings.dispatcher.poll_interval_s,
+        )
+        children = await stack.enter_async_context(asyncio.TaskGroup())
+        child = children.create_task(dispatcher.run(), name="dispatcher")
+        stack.callback(child.cancel)
+        yield _http(settings, tasks, dispatcher, backends)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """An ASGI application of its own, for servers that bring a lifespan: it runs what `running` does."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(outer: FastAPI) -> AsyncIterator[None]:
+        async with running(settings) as inner:
+            outer.mount("/", inner)
+            yield
+
+    return FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+
+
+def _http(settings: Settings, tasks: Tasks, dispatcher: Dispatcher, backends: dict[str, Backend]) -> FastAPI:
+    app = FastAPI(
+        title="tesapi",
+        version=__version__,
+        summary="GA4GH Task Execution Service 1.1",
+        docs_url=None,
+        redoc_url=None,
+    )
+    for prefix in PREFIXES:
+        documented = prefix == PREFIXES[0]
+        app.include_router(service_info.routes(settings), prefix=prefix, include_in_schema=documented)
+        app.include_router(
+            task_routes.routes(
+                tasks,
+                max_body_bytes=settings.server.max_body_mb << 20,
+                check_origin=not settings.server.allow_anonymous,
+            ),
+            prefix=prefix,
+            include_in_schema=documented,
+        )
+    app.include_router(health.routes(tasks, dispatcher, backends))
+    problems.install(app)
+    return app
+
+
+def _backends(settings: Settings, store_id: str) -> dict[str, Backend]:
+    """The configured destinations. Job directories lie beside the database and carry the store's id."""
+    if not settings.local.enable:
+        return {}
+    directory = settings.server.data_dir / "jobs" / store_id
+    return {"local": LocalBackend(directory, _local_capacity(settings), _probe(settings, directory))}
+
+
+def _probe(settings: Settings, directory: Path) -> RuntimeProbe:
+    images = settings.runtime.bubblewrap.images
+    if images is not None:
+        return RuntimeProbe(directory, list(images.items()))
+    # Nobody but users of this machine can reach a server on loopback, and its /usr they see anyway.
+    return RuntimeProbe(directory, [(image, HOST) for image in BASE_IMAGES] if settings.server.is_loopback else [])
+
+
+def _local_capacity(settings: Settings) -> Capacity:
+    """What the operator gives, and else what the machine has."""
+    cores = settings.local.cpu_cores or len(os.sched_getaffinity(0))
+    memory_gb = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    return Capacity(
+        max_jobs=settings.local.max_jobs or cores, cpu_cores=cores, ram_gb=settings.local.ram_gb or memory_gb
+    )

@@ -1,0 +1,320 @@
+"""Jobs on this machine: each runner is a process of a session of its own, which outlives the service."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import ParamSpec, Self, TypeVar
+
+from tesapi.backends.base import Capacity, Condition, LogTails
+from tesapi.backends.runtimes import RuntimeProbe
+from tesapi.backends.slots import Need, Slots
+from tesapi.errors import BackendUnavailable, JobLost
+from tesapi.jobs.plan import Job
+from tesapi.runner.guard import start_time
+from tesapi.runner.job import Places
+from tesapi.tes.events import Handle, JobEnded, RunnerEvent, parse_line
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_log = logging.getLogger(__name__)
+
+_FIRST_LOOK_S = 0.02
+_SLOWEST_LOOK_S = 0.5
+_EXIT_PATIENCE_S = 5.0
+_FIRST_RESTART_S = 0.2
+_SLOWEST_RESTART_S = 30.0
+
+
+class LocalBackend:
+    """Runs jobs below `directory`, which belongs to one store and to this machine."""
+
+    def __init__(self, directory: Path, capacity: Capacity, probe: RuntimeProbe) -> None:
+        self._directory = directory
+        self._capacity = capacity
+        self._probe = probe
+        self._slots = Slots(capacity)
+        self._runners: dict[str, subprocess.Popen[bytes]] = {}
+        self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="local-backend")
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._in_thread(self._directory.mkdir, 0o700, True, True)
+        except OSError as error:
+            raise BackendUnavailable(f"{self._directory} cannot be made: {error.strerror}.") from error
+        await self._in_thread(self._probe.look)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._threads.shutdown(wait=True)
+        for runner in self._runners.values():
+            # It goes on without us; a Popen that is dropped while its process runs would complain.
+            runner.returncode = runner.poll() or 0
+
+    def condition(self) -> Condition:
+        found = self._probe.found
+        if found is None:
+            return Condition(False, self._probe.sentence)
+        limits = self._capacity
+        return Condition(
+            True,
+            f"{self._probe.sentence} {self._slots.running} jobs run and {self._slots.waiting} wait; at most "
+            f"{limits.max_jobs} jobs, {limits.cpu_cores} CPU cores and {limits.ram_gb:.1f} GB of memory.",
+        )
+
+    async def runtime(self) -> Mapping[str, object]:
+        if self._probe.found is None:
+            await self._in_thread(self._probe.look)
+        if self._probe.found is None:
+            raise BackendUnavailable(self._probe.sentence)
+        return self._probe.found
+
+    async def prepare(self, job: Job) -> Handle:
+        directory = self._directory / job.job_id
+        try:
+            await self._in_thread(_make_place, directory, job)
+        except OSError as error:
+            raise BackendUnavailable(f"The job's place {directory} cannot be made: {error.strerror}.") from error
+        return {"directory": str(directory)}
+
+    async def start(self, handle: Handle, job: Job) -> None:
+        places = self._places(handle)
+        need = Need(job.cpu_cores, job.ram_gb)
+        if _runner_pid(places) is not None:
+            self._slots.occupy(job.job_id, need)
+            return
+        if _has_ended(places):
+            return
+        if not Path(places.cancelled).exists():  # finding out that it is canceled takes no room
+            await self._slots.take(job.job_id, need)
+        if self._runner_lives(places):
+            return
+        await self._launch(places)
+
+    async def follow(self, handle: Handle) -> AsyncIterator[Sequence[RunnerEvent]]:
+        places = self._places(handle)
+        job_id = _job_id(places)
+        position, look_s, restart_s = 0, _FIRST_LOOK_S, _FIRST_RESTART_S
+        while True:
+            alive = self._runner_lives(places)
+            events, position = _read_events(places, position)
+            if events:
+                look_s = _FIRST_LOOK_S
+                yield events
+            if events and isinstance(events[-1], JobEnded):
+                await self._see_off(places, job_id)
+                return
+            if not alive:
+                # Its watchdog reports the end; if that is gone too, a second start does.
+                await asyncio.sleep(restart_s)
+                restart_s = min(restart_s * 2, _SLOWEST_RESTART_S)
+                if not _has_more(places, position):
+                    await self._launch(places)
+                continue
+            await self._news(places, look_s)
+            look_s = min(look_s * 1.5, _SLOWEST_LOOK_S)
+
+    async def tails(self, handle: Handle) -> LogTails | None:
+        try:
+            text = await self._in_thread(Path(self._places(handle).tails).read_bytes)
+        except (OSError, JobLost):
+            return None
+        tails = json.loads(text)
+        return LogTails(tails["index"], tails["stdout"], tails["stderr"])
+
+    async def cancel(self, handle: Handle) -> None:
+        try:
+            places = self._places(handle)
+            Path(places.cancelled).write_text("true", "ascii")
+        except (JobLost, FileNotFoundError):
+            return
+        except OSError as error:
+            raise BackendUnavailable(f"The job cannot be told to end: {error.strerror}.") from error
+        self._slots.hurry(_job_id(places))
+        _signal(places, signal.SIGTERM)
+
+    async def discard(self, handle: Handle) -> None:
+        with contextlib.suppress(JobLost):
+            places = self._places(handle)
+            self._slots.release(_job_id(places))
+            try:
+                await self._in_thread(_remove_tree, Path(places.directory))
+            except OSError as error:
+                raise BackendUnavailable(f"{places.directory} cannot be removed: {error.strerror}.") from error
+
+    def _places(self, handle: Handle) -> Places:
+        """The job's places. Raises JobLost where there are none, and for a handle of another store or machine."""
+        directory = Path(handle["directory"])
+        if directory.parent != self._directory:
+            raise JobLost(f"{directory} is not a job's place of this server ({self._directory}).")
+        if not directory.is_dir():
+            raise JobLost(f"The job's place {directory} is gone, and with it how the job ended.")
+        return Places(str(directory / "inputs" / "job.json"))
+
+    async def _launch(self, places: Places) -> None:
+        if not Path(places.directory).is_dir():
+            raise JobLost(f"The job's place {places.directory} is gone, and with it how the job ended.")
+        try:
+            self._runners[_job_id(places)] = await self._in_thread(_spawn, places)
+        except OSError as error:
+            raise BackendUnavailable(f"The runner cannot be started: {error.strerror}.") from error
+
+    def _runner_lives(self, places: Places) -> bool:
+        """Whether a process that runs or watches the job is known to live; a child that has ended is reaped."""
+        runner = self._runners.get(_job_id(places))
+        if runner is not None and runner.poll() is None:
+            return True
+        return _runner_pid(places) is not None
+
+    async def _news(self, places: Places, timeout_s: float) -> None:
+        """Wait for the end of the runner's process, at most `timeout_s`."""
+        runner = self._runners.get(_job_id(places))
+        pid = runner.pid if runner is not None and runner.poll() is None else _runner_pid(places)
+        if pid is None:
+            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await _exit_of(pid)
+
+    async def _see_off(self, places: Places, job_id: str) -> None:
+        """The job has ended: give its room back, and see its runner's process gone."""
+        self._slots.release(job_id)
+        runner = self._runners.get(job_id)
+        if runner is not None and runner.poll() is None:
+            await self._news(places, _EXIT_PATIENCE_S)
+        if runner is not None and runner.poll() is not None:
+            del self._runners[job_id]
+
+    async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))
+
+
+def _job_id(places: Places) -> str:
+    return Path(places.directory).name
+
+
+def _make_place(directory: Path, job: Job) -> None:
+    inputs = directory / "inputs"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    inputs.mkdir(mode=0o700, exist_ok=True)
+    for name, text in (("runner.py", job.runner), ("job.json", job.document)):
+        partial = inputs / f"{name}.new"
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
+            file.write(text)
+        partial.replace(inputs / name)
+
+
+def _spawn(places: Places) -> subprocess.Popen[bytes]:
+    os.makedirs(places.metadata, exist_ok=True)  # noqa: PTH103 - the runner's places are text
+    complaints = os.open(f"{places.metadata}/runner.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    try:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", "-X", "utf8", f"{places.directory}/inputs/runner.py", places.document],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", os.defpath)},
+            start_new_session=True,
+        )
+    finally:
+        os.close(complaints)
+
+
+def _runner_pid(places: Places) -> int | None:
+    """The process that has started the job, if it lives; its start time tells it from another one with its number."""
+    try:
+        who = json.loads(Path(places.started).read_bytes())
+    except (OSError, ValueError):
+        return None
+    pid: int = who["pid"]
+    return pid if start_time(pid) == who["start_time"] else None
+
+
+def _signal(places: Places, number: signal.Signals) -> None:
+    with contextlib.suppress(OSError):
+        descriptor = os.pidfd_open(json.loads(Path(places.started).read_bytes())["pid"])
+        try:
+            # Checked after the descriptor was taken: from then on the number cannot mean another process.
+            if _runner_pid(places) is not None:
+                signal.pidfd_send_signal(descriptor, number)
+        finally:
+            os.close(descriptor)
+
+
+async def _exit_of(pid: int) -> None:
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:
+        return
+    loop = asyncio.get_running_loop()
+    gone = asyncio.Event()
+    loop.add_reader(descriptor, gone.set)
+    try:
+        await gone.wait()
+    finally:
+        loop.remove_reader(descriptor)
+        os.close(descriptor)
+
+
+def _read_events(places: Places, position: int) -> tuple[list[RunnerEvent], int]:
+    """The whole lines behind `position`, and where they end."""
+    try:
+        with open(places.report, "rb") as file:  # noqa: PTH123 - the runner's places are text
+            file.seek(position)
+            data = file.read()
+    except FileNotFoundError:
+        return [], position
+    whole = data[: data.rfind(b"\n") + 1]
+    try:
+        return [parse_line(line) for line in whole.splitlines()], position + len(whole)
+    except ValueError as error:
+        raise JobLost(f"The report {places.report} cannot be read: {error}") from error
+
+
+def _has_ended(places: Places) -> bool:
+    try:
+        events, _ = _read_events(places, 0)
+    except JobLost:
+        return False  # `follow` tells
+    return bool(events) and isinstance(events[-1], JobEnded)
+
+
+def _has_more(places: Places, position: int) -> bool:
+    try:
+        return Path(places.report).stat().st_size > position
+    except OSError:
+        return False
+
+
+def _remove_tree(directory: Path) -> None:
+    try:
+        shutil.rmtree(directory)
+    except FileNotFoundError:
+        return
+    except PermissionError:  # a task may close its own folders
+        for folder, folders, _ in os.walk(directory):
+            for name in folders:
+                inner = Path(folder, name)
+                if not inner.is_symlink():
+                    inner.chmod(stat.S_IRWXU)
+        shutil.rmtree(directory)

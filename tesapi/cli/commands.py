@@ -1,0 +1,64 @@
+"""The command line. Each command imports what it needs, so that `--help` answers at once.
+
+Exit codes: 0 done, 1 it failed while it ran, 2 the command or the settings are wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from tesapi.settings import Loaded
+
+_SETTINGS = click.option(
+    "--settings",
+    "path",
+    type=click.Path(path_type=Path),
+    help="The settings file, instead of settings.toml in the working directory.",
+)
+
+
+@click.group()
+@click.version_option(package_name="tesapi", message="%(prog)s %(version)s")
+def cli() -> None:
+    """A GA4GH TES 1.1 server."""
+
+
+@cli.command()
+@_SETTINGS
+def serve(path: Path | None) -> None:
+    """Take tasks over HTTP, and drive them."""
+    loaded = _load(path)
+    from tesapi.cli.serve import run
+
+    sys.exit(run(loaded))
+
+
+@cli.command("check-settings")
+@_SETTINGS
+def check_settings(path: Path | None) -> None:
+    """Say whether the settings are valid, what they come to, and where each comes from."""
+    loaded = _load(path)
+    from tesapi.settings import describe
+
+    rows = describe(loaded)
+    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
+    for key, value, source in rows:
+        click.echo(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {source}")
+    for warning in loaded.warnings:
+        click.echo(f"Warning: {warning}", err=True)
+
+
+def _load(path: Path | None) -> Loaded:
+    from tesapi.errors import ConfigurationProblem
+    from tesapi.settings import load
+
+    try:
+        return load(path)
+    except ConfigurationProblem as error:
+        click.echo(f"tesapi: {error}", err=True)
+        sys.exit(2)

@@ -1,0 +1,87 @@
+"""`tesapi serve`: one process with the HTTP API and the dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+import uvloop
+
+from tesapi import logs
+from tesapi.app import running
+from tesapi.errors import ConfigurationProblem, TesapiError
+from tesapi.settings import Loaded, Settings
+
+_log = logging.getLogger("tesapi")
+
+_BACKLOG = 2048
+_SHUTDOWN_S = 10
+
+
+def run(loaded: Loaded) -> int:
+    """Serve until SIGTERM or SIGINT; the process's exit code. A bug ends the process with its traceback."""
+    settings = loaded.settings
+    logs.set_up(settings.logging.level, output_json=settings.logging.output_json)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    for warning in loaded.warnings:
+        _log.warning("%s", warning)
+    try:
+        uvloop.run(_serve(settings))
+    except ConfigurationProblem as error:
+        _log.error("%s", error)
+        return 2
+    except TesapiError as error:
+        _log.error("%s", error)
+        return 1
+    return 0
+
+
+async def _serve(settings: Settings) -> None:
+    listener = _listen(settings.server.host, settings.server.port)
+    with contextlib.closing(listener):
+        async with running(settings) as app:
+            config = uvicorn.Config(
+                app,
+                http="httptools",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=_SHUTDOWN_S,
+            )
+            server = _Server(config)
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, server.stop, number)
+            host, port = listener.getsockname()[:2]
+            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+            _log.info("TES is served at http://%s/ga4gh/tes/v1; data are in %s.", address, settings.server.data_dir)
+            await server.serve([listener])
+        _log.info("Stopped; jobs that run go on, and are found again at the next start.")
+
+
+class _Server(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn's own would raise the signal again before the leases are given back.
+        yield
+
+    def stop(self, number: int) -> None:
+        """End gracefully; asked a second time, at once."""
+        if self.should_exit:
+            self.force_exit = True
+        _log.info("Stopping because of %s.", signal.Signals(number).name)
+        self.should_exit = True
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server((str(address[0]), int(address[1])), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigurationProblem(f"server.host {host} and server.port {port}: {error.strerror}.") from error

@@ -1,0 +1,167 @@
+"""Claims tasks, drives each in a child of its own, renews the leases, and finds everything again after a restart."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+import uuid
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+
+from tesapi import logs
+from tesapi.dispatch.drive import Driver
+from tesapi.errors import BackendUnavailable, StoreUnavailable
+from tesapi.store.base import TaskStore
+from tesapi.tasks import Tasks, now
+from tesapi.tes.events import Noted
+from tesapi.tes.record import TaskRecord
+from tesapi.tes.states import State
+
+_log = logging.getLogger(__name__)
+
+_FIRST_RETRY_S = 1.0
+_SLOWEST_RETRY_S = 60.0
+_RETRY_AFTER_BUG_S = 30.0
+_STALLED_S = 15.0
+_RENEWALS_PER_LEASE = 3
+
+
+@dataclass(eq=False, slots=True)
+class _Driven:
+    canceling: asyncio.Event = field(default_factory=asyncio.Event)
+    child: asyncio.Task[None] | None = None
+
+
+class Dispatcher:
+    """One holder of leases. `run` goes on until it is canceled; then every lease is given back, no state changed."""
+
+    def __init__(
+        self, store: TaskStore, tasks: Tasks, driver: Driver, *, lease_s: float, poll_interval_s: float
+    ) -> None:
+        self._store = store
+        self._tasks = tasks
+        self._driver = driver
+        self._lease = timedelta(seconds=lease_s)
+        self._poll_interval_s = poll_interval_s
+        self._holder = uuid.uuid4().hex
+        self._driven: dict[str, _Driven] = {}
+        self._failures: dict[str, int] = {}
+        self._unreleased: dict[str, datetime | None] = {}
+        self._news = asyncio.Event()
+        self._last_round = time.monotonic()
+        self._last_renewal = float("-inf")
+        self._failing = False
+        tasks.listen(self._on_change)
+
+    @property
+    def alive(self) -> bool:
+        """Whether it has come round recently."""
+        return time.monotonic() - self._last_round < _STALLED_S
+
+    async def run(self) -> None:
+        """Drive whatever there is to drive, until canceled."""
+        async with asyncio.TaskGroup() as children:
+            while True:
+                self._news.clear()
+                await self._round(children)
+                self._last_round = time.monotonic()
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._poll_interval_s):
+                        await self._news.wait()
+
+    async def _round(self, children: asyncio.TaskGroup) -> None:
+        try:
+            await self._renew()
+            for task_id, not_before in list(self._unreleased.items()):
+                await self._release(task_id, not_before)
+            room = sum(destination.backend.capacity.max_jobs for destination in self._driver.destinations.values())
+            free = max(0, room - len(self._driven))
+            for record in await self._store.claim(self._holder, queued=free, ttl=self._lease):
+                driven = self._driven[record.id] = _Driven()
+                driven.child = children.create_task(self._see_through(record, driven), name=f"drive {record.id}")
+        except StoreUnavailable as error:
+            if not self._failing:
+                _log.error("The store does not answer; trying again: %s", error)
+            self._failing = True
+        else:
+            self._failing = False
+
+    async def _renew(self) -> None:
+        if time.monotonic() - self._last_renewal < self._lease.total_seconds() / _RENEWALS_PER_LEASE:
+            return
+        held = await self._store.renew(self._holder, list(self._driven))
+        self._last_renewal = time.monotonic()
+        for task_id, driven in list(self._driven.items()):
+            if task_id not in held and driven.child is not None:
+                _log.warning("%s is driven by another dispatcher now.", task_id)
+                driven.child.cancel()
+            elif held.get(task_id) is State.CANCELING:
+                driven.canceling.set()
+
+    def _on_change(self, task_id: str, state: State) -> None:
+        driven = self._driven.get(task_id)
+        if driven is not None and state is State.CANCELING:
+            driven.canceling.set()
+        if driven is None:
+            self._news.set()
+
+    async def _see_through(self, record: TaskRecord, driven: _Driven) -> None:
+        """Drive one task, and give its lease back: when it is done, when it has to wait, and when we stop."""
+        with logs.about(record.id):
+            delay_s: float | None = None
+            try:
+                delay_s = await self._attempt(record, driven)
+            finally:
+                del self._driven[record.id]
+                not_before = None if delay_s is None else now() + timedelta(seconds=delay_s)
+                # Also when we are canceled: without it, others would have to wait until the lease goes stale.
+                await self._release(record.id, not_before)
+                self._news.set()
+
+    async def _release(self, task_id: str, not_before: datetime | None) -> None:
+        self._unreleased[task_id] = not_before
+        with contextlib.suppress(StoreUnavailable):
+            await self._store.release(self._holder, task_id, not_before=not_before)
+            del self._unreleased[task_id]
+
+    async def _attempt(self, record: TaskRecord, driven: _Driven) -> float | None:
+        """Drive the task; seconds to wait before the next try, or None where it is done."""
+        try:
+            while True:
+                try:
+                    await self._driver.drive(record, driven.canceling)
+                except StoreUnavailable as error:
+                    _log.warning("The store does not answer; trying again: %s", error)
+                    await asyncio.sleep(self._retry_s(record.id))
+                    record = await self._reloaded(record)
+                else:
+                    self._failures.pop(record.id, None)
+                    return None
+        except BackendUnavailable as error:
+            delay_s = self._retry_s(record.id)
+            _log.warning("Trying again in %.0f s: %s", delay_s, error)
+            await self._note(record, f"Waiting: {error}")
+            return delay_s
+        except Exception as error:  # noqa: BLE001 - it is logged whole
+            # A bug, or a record that nobody can drive: the others are not to suffer, and the task is not to be lost.
+            _log.exception("Driving the task failed; trying again in %.0f s.", _RETRY_AFTER_BUG_S)
+            await self._note(record, f"Waiting: the dispatcher failed on this task ({type(error).__name__}: {error}).")
+            return _RETRY_AFTER_BUG_S
+
+    def _retry_s(self, task_id: str) -> float:
+        failures = self._failures[task_id] = self._failures.get(task_id, 0) + 1
+        ceiling = min(_FIRST_RETRY_S * 2.0 ** min(failures - 1, 16), _SLOWEST_RETRY_S)
+        jitter: float = random.uniform(0.5, 1.0)  # noqa: S311
+        return ceiling * jitter
+
+    async def _reloaded(self, record: TaskRecord) -> TaskRecord:
+        with contextlib.suppress(StoreUnavailable):
+            return await self._tasks.load(record.id)
+        return record
+
+    async def _note(self, record: TaskRecord, text: str) -> None:
+        with contextlib.suppress(StoreUnavailable):
+            await self._tasks.record(record, Noted(text, now()))

@@ -1,0 +1,95 @@
+"""From a task's record to the document that its runner reads (`tesapi.runner.job`). Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from tesapi import __version__
+from tesapi.jobs.bundle import runner_text
+from tesapi.runner import job as runner_job
+from tesapi.tes.models import Executor, Input, Output
+from tesapi.tes.record import TaskRecord
+
+TAIL_BYTES = 64 << 10
+"""How much of all its executors' streams a report may hold, as ASCII JSON: Pulsar cuts streams over 1 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What a backend runs: a program and its document, and how much of the destination it needs.
+
+    `document` may hold credentials: it is kept where only the runner's user can read it. `ram_gb` in 10^9 bytes.
+    """
+
+    job_id: str
+    document: str
+    runner: str
+    cpu_cores: int
+    ram_gb: float
+
+
+def plan(
+    record: TaskRecord, job_id: str, *, store_id: str, file_roots: Sequence[str], runtime: Mapping[str, object]
+) -> Job:
+    """The job of one attempt at `record`, for a destination whose containers are run as `runtime` says."""
+    task = record.document
+    document = {
+        "version": runner_job.VERSION,
+        "job_id": job_id,
+        "task_id": record.id,
+        "store_id": store_id,
+        "executors": [_executor(executor) for executor in task.executors],
+        "inputs": [_input(item) for item in task.inputs or ()],
+        "outputs": [_output(output) for output in task.outputs or ()],
+        "volumes": list(task.volumes or ()),
+        "storage": {"file": {"roots": list(file_roots)}},
+        "runtime": dict(runtime),
+        "tail_bytes": TAIL_BYTES,
+    }
+    cpu_cores, ram_gb = needs(record)
+    return Job(
+        job_id=job_id,
+        document=json.dumps(document, ensure_ascii=True),
+        runner=runner_text(__version__),
+        cpu_cores=cpu_cores,
+        ram_gb=ram_gb,
+    )
+
+
+def needs(record: TaskRecord) -> tuple[int, float]:
+    """CPU cores and gigabytes of memory that a task takes up: one core and no memory where it does not say."""
+    resources = record.document.resources
+    if resources is None:
+        return 1, 0.0
+    return max(1, resources.cpu_cores or 1), resources.ram_gb or 0.0
+
+
+def _executor(executor: Executor) -> dict[str, object]:
+    return {
+        "image": executor.image,
+        "command": list(executor.command),
+        "env": executor.env or {},
+        "workdir": executor.workdir or "",
+        "stdin": executor.stdin or "",
+        "stdout": executor.stdout or "",
+        "stderr": executor.stderr or "",
+        "ignore_error": bool(executor.ignore_error),
+    }
+
+
+def _input(item: Input) -> dict[str, object]:
+    # "If content is not empty, url must be ignored." An empty content without a url is an empty file.
+    if item.content or item.url is None:
+        return {"path": item.path, "type": item.type.value, "content": item.content or ""}
+    return {"path": item.path, "type": item.type.value, "url": item.url}
+
+
+def _output(output: Output) -> dict[str, object]:
+    return {
+        "path": output.path,
+        "type": output.type.value,
+        "url": output.url,
+        "path_prefix": output.path_prefix or "",
+    }

@@ -1,0 +1,135 @@
+"""`Tasks`: the one door through which tasks are made, read and changed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import uuid_utils
+
+from tesapi.backends.base import Backend
+from tesapi.errors import TesapiError
+from tesapi.store.base import Page, TaskQuery, TaskStore
+from tesapi.tes import views
+from tesapi.tes.events import CancelRequested, Event, Noted, Refused
+from tesapi.tes.models import TaskDocument, View
+from tesapi.tes.record import TaskRecord, apply
+from tesapi.tes.states import State, is_settled
+
+_log = logging.getLogger(__name__)
+
+_TAILS_PATIENCE_S = 2.0
+
+Listener = Callable[[str, State], None]
+"""Called with a task's id and its new state, on the event loop, after the change is stored; is not to block."""
+
+
+def now() -> datetime:
+    """The time, as records have it."""
+    return datetime.now(UTC)
+
+
+class Tasks:
+    """Makes, reads and changes tasks. `backends`, by the name of their destination, are asked for live log tails."""
+
+    def __init__(self, store: TaskStore, backends: Mapping[str, Backend]) -> None:
+        self._store = store
+        self._backends = backends
+        self._listeners: list[Listener] = []
+
+    def listen(self, listener: Listener) -> None:
+        """Have `listener` told of every change of a state that this process makes."""
+        self._listeners.append(listener)
+
+    async def create(self, document: TaskDocument, owner: str) -> str:
+        """Store a new task durably; its id."""
+        document, events = _without_unsupported_parameters(document)
+        record = TaskRecord(id=str(uuid_utils.uuid7()), owner=owner, document=document, created=now())
+        for event in events:
+            record = apply(record, event)
+        await self._store.insert([record])
+        self._tell(record.id, None, record.state)
+        return record.id
+
+    async def view(self, task_id: str, view: View, owner: str) -> bytes:
+        """A task as JSON. FULL has what a running executor has printed so far. Raises TaskNotFound."""
+        if view is not View.FULL:
+            return await self._store.view(task_id, view, owner=owner)
+        record = await self._store.load(task_id, owner=owner)
+        return views.full(await self._with_live_tails(record))
+
+    async def find(self, query: TaskQuery) -> Page:
+        """A page of tasks, newest first. Raises InvalidDocument for a page token that is none."""
+        return await self._store.find(query)
+
+    async def cancel(self, task_id: str, owner: str) -> None:
+        """Have the task end. One that has ended stays as it is. Raises TaskNotFound."""
+        record = await self._store.load(task_id, owner=owner)
+        await self.record(record, CancelRequested(now()))
+
+    async def load(self, task_id: str) -> TaskRecord:
+        """The record as it is stored. Raises TaskNotFound."""
+        return await self._store.load(task_id)
+
+    async def record(self, record: TaskRecord, *events: Event) -> TaskRecord:
+        """Fold `events` into the task, whatever has become of it meanwhile; the record as it is stored then.
+
+        `record` is what the caller knows of it, and may be old.
+        """
+        while True:
+            after = record
+            for event in events:
+                after = apply(after, event)
+            if after is record:
+                return record
+            if await self._store.replace(after):
+                self._tell(record.id, record.state, after.state)
+                return replace(after, revision=record.revision + 1)
+            record = await self._store.load(record.id)
+
+    def _tell(self, task_id: str, before: State | None, after: State) -> None:
+        if before is not after:
+            _log.info("%s: %s", task_id, after.value if before is None else f"{before.value} -> {after.value}")
+        for listener in self._listeners:
+            listener(task_id, after)
+
+    async def _with_live_tails(self, record: TaskRecord) -> TaskRecord:
+        attempt = record.attempt
+        if attempt is None or attempt.handle is None or is_settled(record.state) or not attempt.executors:
+            return record
+        run = attempt.executors[-1]
+        backend = self._backends.get(attempt.destination)
+        if backend is None or run.exit_code is not None:
+            return record
+        tails = None
+        with contextlib.suppress(TesapiError, TimeoutError):
+            async with asyncio.timeout(_TAILS_PATIENCE_S):
+                tails = await backend.tails(attempt.handle)
+        if tails is None or tails.index != len(attempt.executors) - 1:
+            return record
+        run = replace(run, stdout=tails.stdout, stderr=tails.stderr)
+        attempt = replace(attempt, executors=(*attempt.executors[:-1], run))
+        attempts = (*record.progress.attempts[:-1], attempt)
+        return replace(record, progress=replace(record.progress, attempts=attempts))
+
+
+def _without_unsupported_parameters(document: TaskDocument) -> tuple[TaskDocument, list[Event]]:
+    """The document as it is kept, and what happens at once: no destination of this version takes parameters.
+
+    "Backends shall log system warnings if a key is passed that is unsupported. Backends shall not store or return
+    unsupported keys. If backend_parameters_strict equals true, backends should fail the task." (TES 1.1)
+    """
+    resources = document.resources
+    if resources is None or not resources.backend_parameters:
+        return document, []
+    keys = ", ".join(sorted(resources.backend_parameters))
+    resources = resources.model_copy(update={"backend_parameters": None})
+    document = document.model_copy(update={"resources": resources})
+    if resources.backend_parameters_strict:
+        reason = f"backend_parameters_strict is set, and this server does not support the backend_parameters {keys}."
+        return document, [Refused(reason, now())]
+    return document, [Noted(f"Warning: this server does not support the backend_parameters {keys}.", now())]
