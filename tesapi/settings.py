@@ -1,0 +1,555 @@
+"""What the operator has set: read from settings.toml and the environment, validated once, frozen from then on.
+
+Later beats earlier: the defaults below, `[default]` of the file, the section that FASTAPI_PROFILE names,
+CONTAINER_TYPE, `TESP_API_SECTION__KEY`, `TESAPI_SECTION__KEY`. The texts in `Field(description=...)` say what is
+allowed; they are what a refusal shows. docs/settings.md says what each key means.
+"""
+
+import difflib
+import fnmatch
+import ipaddress
+import json
+import os
+import re
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_origin
+from urllib.parse import urlsplit
+
+from dynaconf.base import Settings as Dynaconf
+from dynaconf.loaders.base import BaseLoader
+from dynaconf.utils.parse_conf import boolean_fix, parse_conf_data
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    WrapSerializer,
+    field_validator,
+)
+
+from tesapi.errors import ConfigurationProblem
+
+# Setting one of these is refused, never ignored: a row goes when its feature comes.
+_NOT_BUILT = {
+    "db.mongodb_uri": "keeping tasks in MongoDB",
+    "pulsar.*": "running tasks on Pulsar",
+    "destinations.*": "choosing between destinations",
+    "basic_auth.*": "HTTP Basic authentication",
+    "oauth.*": "OpenID Connect",
+    "storage.http.deny_networks": "denying networks to http:// inputs",
+    "storage.s3.*": "S3 storage",
+    "runtime.kind=docker": "the runtime docker",
+    "runtime.kind=podman": "the runtime podman",
+    "runtime.kind=apptainer": "the runtime apptainer",
+}
+_OFF: tuple[object, ...] = (None, False, "", [])
+_CONTAINER_TYPES = {"docker": "docker", "singularity": "apptainer"}
+_PREFIXES = ("TESP_API_", "TESAPI_")
+_MASKED = "********"
+# Operators' strings stay as they are: no @int, no @format, no dynaconf containers.
+_PLAIN = {"AUTO_CAST_FOR_DYNACONF": False, "DYNABOXIFY": False}
+
+
+class SecretUrl(SecretStr):
+    """A URL that may carry a password; it prints itself without user and password."""
+
+    def _display(self) -> str:
+        return _without_userinfo(self.get_secret_value())
+
+
+def _without_userinfo(text: str) -> str:
+    # Up to the last "@": in a password that nobody escaped there may be more than one, or a "/".
+    return re.sub(r"://\S*@", f"://{_MASKED}@", text)
+
+
+def _own_path(value: object, info: ValidationInfo) -> Path:
+    if not isinstance(value, str | Path) or not str(value) or str(value).startswith("~"):
+        raise ValueError("must be a path that is not empty; '~' is not expanded")
+    cwd: Path = (info.context or {}).get("cwd") or Path.cwd()
+    return (cwd / value).resolve()
+
+
+def _root(value: object) -> Path:
+    path = PurePath(value) if isinstance(value, str | PurePath) else PurePath()
+    if not path.is_absolute() or ".." in path.parts or path == PurePath("/"):
+        raise ValueError("must be a list of absolute paths without '..'; '/' itself would open the whole machine")
+    return Path(path)
+
+
+def _image_source(value: str) -> str:
+    if value != "host" and (not PurePath(value).is_absolute() or ".." in PurePath(value).parts):
+        raise ValueError("must map each image pattern to \"host\" or to an absolute directory without '..'")
+    return value
+
+
+def _url(*schemes: str) -> Callable[[str], str]:
+    def check(value: str) -> str:
+        parts = urlsplit(value)
+        if parts.scheme not in schemes or not (parts.hostname or (parts.scheme == "mailto" and parts.path)):
+            raise ValueError(f"must be a URL that begins with {' or '.join(schemes)}")
+        return value
+
+    return check
+
+
+_T = TypeVar("_T")
+_OwnPath = Annotated[Path, BeforeValidator(_own_path)]
+_Roots = Annotated[tuple[Annotated[Path, BeforeValidator(_root)], ...], Field(strict=False)]
+_HttpUrl = Annotated[str, AfterValidator(_url("http", "https"))]
+_ContactUrl = Annotated[str, AfterValidator(_url("http", "https", "mailto"))]
+_Level = Literal["debug", "info", "warning", "error"]
+_AnyCase = BeforeValidator(lambda value: value.lower() if isinstance(value, str) else value)
+_Frozen = Annotated[
+    Mapping[str, _T], AfterValidator(MappingProxyType), WrapSerializer(lambda value, dump: dump(dict(value)))
+]
+# Not an instance: paths among the defaults are resolved when settings are loaded, not when this is imported.
+_DEFAULTS: Any = Field(default_factory=dict)
+_IMAGES = 'a table of image patterns, each with "host" or an absolute directory'
+_NETWORKS = 'a list of networks such as ["10.0.0.0/8"]'
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, validate_default=True, hide_input_in_errors=True
+    )
+
+
+class Server(_Table):
+    allow_anonymous: bool = Field(False, description="true or false")
+    host: str = Field("127.0.0.1", min_length=1, description="a host name or an address")
+    port: int = Field(8080, ge=0, le=65535, description="a whole number from 0 to 65535")
+    data_dir: _OwnPath = Field(Path("./data"), description="a path")
+    max_body_mb: int = Field(8, ge=1, le=1024, description="a whole number of MiB from 1 to 1024")
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine reaches the port."""
+        return _is_loopback(self.host)
+
+    @field_validator("host")
+    @classmethod
+    def _nobody_from_outside_without_a_name(cls, host: str, info: ValidationInfo) -> str:
+        if not _is_loopback(host) and info.data.get("allow_anonymous") is False:
+            raise ValueError(
+                "without a configured identity the server listens on loopback only (127.0.0.0/8, ::1 or "
+                "localhost); server.allow_anonymous = true lets everybody who reaches the port run containers"
+            )
+        return host
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+class Db(_Table):
+    sqlite_path: _OwnPath | None = Field(None, description="a path")
+    mongodb_uri: SecretUrl | None = Field(None, description="a text: mongodb://...")
+
+
+class FileStorage(_Table):
+    roots: _Roots | None = Field(None, description="a list of absolute paths")
+
+
+class HttpStorage(_Table):
+    deny_networks: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description=_NETWORKS)
+
+
+class S3Site(_Table):
+    endpoint: str | None = Field(None, description="a text: https://...")
+    region: str | None = Field(None, description="a text")
+    access_key: SecretStr | None = Field(None, description="a text")
+    secret_key: SecretStr | None = Field(None, description="a text")
+
+
+class Storage(_Table):
+    file: FileStorage = _DEFAULTS
+    http: HttpStorage = _DEFAULTS
+    s3: _Frozen[S3Site] = _DEFAULTS
+
+
+class Bubblewrap(_Table):
+    images: _Frozen[Annotated[str, AfterValidator(_image_source)]] | None = Field(None, description=_IMAGES)
+
+
+class Runtime(_Table):
+    kind: Literal["auto", "docker", "podman", "apptainer", "bubblewrap"] = Field(
+        "auto", description="one of auto, docker, podman, apptainer, bubblewrap"
+    )
+    bubblewrap: Bubblewrap = _DEFAULTS
+
+
+class Local(_Table):
+    enable: bool = Field(True, description="true or false")
+    max_jobs: int | None = Field(None, ge=1, description="a whole number, at least 1")
+    cpu_cores: int | None = Field(None, ge=1, description="a whole number, at least 1")
+    ram_gb: FiniteFloat | None = Field(None, gt=0, description="a number of GB above 0")
+
+
+class Dispatcher(_Table):
+    lease_s: FiniteFloat = Field(15.0, ge=1, description="a number of seconds, at least 1")
+    poll_interval_s: float = Field(1.0, ge=0.05, le=60, description="a number of seconds from 0.05 to 60")
+
+
+class Logging(_Table):
+    level: Annotated[_Level, _AnyCase] = Field("info", description="one of debug, info, warning, error")
+    output_json: bool = Field(False, description="true or false")
+
+
+class ServiceInfo(_Table):
+    id: str = Field("org.tesapi", min_length=1, description="a text that is not empty: org.example.tes")
+    name: str = Field("tesapi", min_length=1, description="a text that is not empty")
+    description: str = Field("GA4GH TES 1.1: batch tasks in containers.", description="a text")
+    organization_name: str = Field("tesapi", min_length=1, description="a text that is not empty")
+    organization_url: _HttpUrl = Field("https://example.org", description="a text: https://...")
+    contact_url: _ContactUrl | None = Field(None, description="a text: https://... or mailto:...")
+    environment: str | None = Field(None, description="a text: prod, test, ...")
+
+
+class PulsarStatus(_Table):
+    poll_interval: FiniteFloat | None = Field(None, gt=0, description="a number of seconds above 0")
+    max_polls: int | None = Field(None, ge=1, description="a whole number, at least 1")
+
+
+class Pulsar(_Table):
+    url: SecretUrl | None = Field(None, description="a text: https://...")
+    amqp_url: SecretUrl | None = Field(None, description="a text: amqps://...")
+    status: PulsarStatus = _DEFAULTS
+    client_timeout: FiniteFloat | None = Field(None, gt=0, description="a number of seconds above 0")
+
+
+class BasicAuth(_Table):
+    enable: bool = Field(False, description="true or false")
+    username: str | None = Field(None, description="a text")
+    password: SecretStr | None = Field(None, description="a text")
+
+
+class OAuth(_Table):
+    enable: bool = Field(False, description="true or false")
+
+
+class Destination(_Table, extra="allow"):
+    """Not built yet, so that nothing is known of its keys."""
+
+
+class Settings(_Table):
+    """Every setting, with its default. Paths are absolute."""
+
+    server: Server = _DEFAULTS
+    db: Db = _DEFAULTS
+    storage: Storage = _DEFAULTS
+    runtime: Runtime = _DEFAULTS
+    local: Local = _DEFAULTS
+    dispatcher: Dispatcher = _DEFAULTS
+    logging: Logging = _DEFAULTS
+    service_info: ServiceInfo = _DEFAULTS
+    pulsar: Pulsar = _DEFAULTS
+    destinations: _Frozen[Destination] = _DEFAULTS
+    basic_auth: BasicAuth = _DEFAULTS
+    oauth: OAuth = _DEFAULTS
+
+    @property
+    def sqlite_path(self) -> Path:
+        """`db.sqlite_path`, by default a file in the data directory."""
+        return self.db.sqlite_path or self.server.data_dir / "tesapi.db"
+
+    @property
+    def file_roots(self) -> tuple[Path, ...]:
+        """`storage.file.roots`, by default one folder in the data directory; none at all when the list is empty."""
+        roots = self.storage.file.roots
+        return (self.server.data_dir / "files",) if roots is None else roots
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The settings, where each came from (by its dotted key), and what the operator should hear at every start."""
+
+    settings: Settings
+    sources: Mapping[str, str]
+    warnings: tuple[str, ...]
+
+
+def load(path: Path | None = None, *, environ: Mapping[str, str] | None = None, cwd: Path | None = None) -> Loaded:
+    """Read the file (by default settings.toml in `cwd`, when there is one) and the environment.
+
+    Raises ConfigurationProblem with one line for everything that is wrong; no line shows a secret.
+    """
+    environ = os.environ if environ is None else environ
+    cwd = Path.cwd() if cwd is None else cwd
+    problems: list[str] = []
+    warnings: list[str] = []
+    given: dict[_Key, _Given] = {}
+
+    for layer in _file_layers(path, cwd, environ.get("FASTAPI_PROFILE", ""), problems, warnings):
+        _lay_over(given, layer, problems)
+    for layer in _environment_layers(environ, given, problems, warnings):
+        _lay_over(given, layer, problems)
+
+    wrong, settings = _validate(given, cwd)
+    not_built = {key: text for key in given if key not in wrong and (text := _not_built(key, given[key]))}
+    problems += [_line(key, *given[key], text) for key, text in (wrong | not_built).items()]
+    if problems or settings is None:
+        raise ConfigurationProblem("\n".join(problems))
+
+    if not settings.server.is_loopback:
+        where = f"port {settings.server.port} of {settings.server.host}"
+        warnings.append(f"server.allow_anonymous is true: anybody who reaches {where} can run containers here.")
+    sources = {_dotted(k): given[k].source if k in given else "default" for k, _ in _values(settings)}
+    return Loaded(settings, MappingProxyType(sources), tuple(warnings))
+
+
+def describe(loaded: Loaded) -> list[tuple[str, str, str]]:
+    """Every key that is in effect, its value as TOML with secrets masked, and where it came from."""
+    settings = loaded.settings
+    derived = {"db.sqlite_path": settings.sqlite_path, "storage.file.roots": settings.file_roots}
+    rows = [(_dotted(key), value) for key, value in _values(settings)]
+    return [(key, _toml(derived.get(key, value)), loaded.sources[key]) for key, value in rows]
+
+
+def declared_keys(table: Any = Settings, above: str = "") -> Iterator[str]:
+    """Every key that may be set, in dotted form; NAME stands for a name that the operator chooses."""
+    if not _is_model(table):
+        yield from declared_keys(get_args(table)[1], f"{above}NAME.")
+        return
+    for name, field in table.model_fields.items():
+        if _is_table(field.annotation):
+            yield from declared_keys(field.annotation, f"{above}{name}.")
+        else:
+            yield above + name
+    if table.model_config["extra"] == "allow":
+        yield above + "…"
+
+
+_Key = tuple[str, ...]
+
+
+class _Given(NamedTuple):
+    value: Any
+    source: str
+
+
+class _Layer(NamedTuple):
+    table: Mapping[str, Any]
+    source: str
+
+
+def _file_layers(
+    path: Path | None, cwd: Path, profile: str, problems: list[str], warnings: list[str]
+) -> Iterator[_Layer]:
+    name = str(path or "settings.toml")
+    sections = _read(cwd / name, name)
+    if sections is None and path is not None:
+        raise ConfigurationProblem(f"There is no settings file {cwd / name}.")
+    if sections is None:
+        if profile:
+            warnings.append(f"FASTAPI_PROFILE = {profile!r} is ignored: there is no settings.toml in {cwd}.")
+        return
+
+    for section, table in sections.items():
+        if not isinstance(table, dict):
+            problems.append(f"{section} ({name}): stands outside of every section; write it below [default.…]")
+        elif section in Settings.model_fields and not table.keys() <= Settings.model_fields.keys():
+            problems.append(f"[{section}] ({name}): write [default.{section}], or the profile's name for default")
+    by_name = {section.lower(): _Layer(table, f"{name} [{section}]") for section, table in sections.items()}
+    if profile and profile.lower() not in by_name:
+        there = ", ".join(sections) or "none"
+        problems.append(f"FASTAPI_PROFILE = {profile!r}: {name} has no such section; it has: {there}")
+    if sections and not by_name.keys() & {"default", profile.lower()}:
+        warnings.append(f"Nothing of {name} is in effect: it has no [default] and FASTAPI_PROFILE is not set.")
+    for section in dict.fromkeys(("default", profile.lower())):
+        if section in by_name and isinstance(by_name[section].table, dict):
+            yield by_name[section]
+
+
+def _read(file: Path, name: str) -> dict[str, Any] | None:
+    # dynaconf's reader alone: a whole Dynaconf would also run a dynaconf_hooks.py that lies beside the file,
+    # follow includes, substitute @format and @jinja, and obey every *_FOR_DYNACONF variable of the process.
+    bare = Dynaconf(dynaconf_skip_loaders=True)
+    reader = BaseLoader(bare, "default", "toml", ("",), tomllib.load, tomllib.loads, {"mode": "rb"})
+    try:
+        file.open("rb").close()  # dynaconf only warns of a file that it cannot read
+        sections: dict[str, Any] = reader.get_source_data([str(file)]).get(str(file), {})
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ConfigurationProblem(f"{name} cannot be read: {error.strerror}.") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigurationProblem(f"{name} is not valid TOML: {error}.") from error
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ConfigurationProblem(f"{name} is not valid TOML: line {line} is not UTF-8.") from None
+    return sections
+
+
+def _environment_layers(
+    environ: Mapping[str, str], given: Mapping[_Key, _Given], problems: list[str], warnings: list[str]
+) -> Iterator[_Layer]:
+    source = "environment variable CONTAINER_TYPE"
+    if container_type := environ.get("CONTAINER_TYPE"):
+        if kind := _CONTAINER_TYPES.get(container_type.lower()):
+            yield _Layer({"runtime": {"kind": kind}}, source)
+        else:
+            problems.append(f"{source} = {_toml(container_type)}: must be one of {', '.join(_CONTAINER_TYPES)}")
+
+    flat = {key.replace(".", "_"): key for key in declared_keys()}
+    for prefix in _PREFIXES:
+        # A whole table (TESAPI_SERVER='{...}') goes before the single keys of it.
+        for name in sorted(environ, key=lambda name: (name.count("__"), name)):
+            key = tuple(name[len(prefix) :].lower().split("__"))
+            if not name.upper().startswith(prefix):
+                continue
+            if len(key) == 1 and key[0] not in Settings.model_fields:
+                # Not refused: Kubernetes sets TESAPI_PORT and the like for a service of this name.
+                if meant := flat.get(key[0]):
+                    right = prefix + meant.replace(".", "__").upper()
+                    warnings.append(f"{name} is not read: the variable for {meant} is {right}.")
+                continue
+            table = parse_conf_data(boolean_fix(environ[name]), tomlfy=True, box_settings=_PLAIN)
+            for part in reversed(_spelled_as_in_the_file(key, given)):
+                table = {part: table}
+            yield _Layer(table, f"environment variable {name}")
+
+
+def _spelled_as_in_the_file(key: _Key, given: Mapping[_Key, _Given]) -> _Key:
+    spelled: _Key = ()
+    for part in key:
+        depth = len(spelled)
+        known = sorted(k[depth] for k in given if len(k) > depth and k[:depth] == spelled)
+        spelled += (next((name for name in known if name.lower() == part), part),)
+    return spelled
+
+
+def _lay_over(given: dict[_Key, _Given], layer: _Layer, problems: list[str]) -> None:
+    for key, value in _leaves(layer.table, Settings):
+        if (declared := _declared(key)) is None:
+            problems.append(_unknown(key, value, layer.source))
+        elif _is_table(declared) and not isinstance(value, Mapping):
+            problems.append(f"{_dotted(key)} ({layer.source}): must be a table, [{_dotted(key)}], not a value")
+        else:
+            given[key] = _Given(value, layer.source)
+
+
+def _leaves(data: Mapping[str, Any], table: Any, above: _Key = ()) -> Iterator[tuple[_Key, Any]]:
+    for name, value in data.items():
+        key, below = (*above, name), _below(table, name)
+        # [destinations.x] without a key in it is a destination all the same.
+        if _is_table(below) and isinstance(value, Mapping) and (value or _is_model(table)):
+            yield from _leaves(value, below, key)
+        else:
+            yield key, value
+
+
+def _declared(key: _Key) -> Any:
+    declared: Any = Settings
+    for name in key:
+        declared = _below(declared, name)
+    return declared
+
+
+def _below(table: Any, name: str) -> Any:
+    if not _is_model(table):
+        return get_args(table)[1] if _is_table(table) else None
+    if field := table.model_fields.get(name):
+        return field.annotation
+    return Any if table.model_config["extra"] == "allow" else None
+
+
+def _is_model(declared: Any) -> bool:
+    return isinstance(declared, type) and issubclass(declared, BaseModel)
+
+
+def _is_table(declared: Any) -> bool:
+    return _is_model(declared) or (get_origin(declared) is Mapping and _is_model(get_args(declared)[1]))
+
+
+def _is_secret(declared: Any) -> bool:
+    return (
+        declared in (None, Any)
+        or _is_table(declared)
+        or any(isinstance(t, type) and issubclass(t, SecretStr) for t in (declared, *get_args(declared)))
+    )
+
+
+def _unknown(key: _Key, value: Any, source: str) -> str:
+    level = list(_declared(key[:-1]).model_fields)
+    near = difflib.get_close_matches(key[-1].lower(), level, 1)
+    elsewhere = [tuple(k.split(".")) for k in declared_keys() if k.split(".")[-1] == key[-1].lower()]
+    meant = (*key[:-1], near[0]) if near else (elsewhere or [()])[0]
+    hint = f"did you mean {_dotted(meant)}?" if meant else f"there are: {', '.join(level)}"
+    return _line(key, value, source, f"there is no such key; {hint}", meant)
+
+
+def _validate(given: Mapping[_Key, _Given], cwd: Path) -> tuple[dict[_Key, str], Settings | None]:
+    tree: dict[str, Any] = {}
+    for key, (value, _) in given.items():
+        table = tree
+        for name in key[:-1]:
+            table = table.setdefault(name, {})
+        table[key[-1]] = value
+    try:
+        return {}, Settings.model_validate(tree, context={"cwd": cwd})
+    except ValidationError as error:
+        wrong = {}
+        for problem in error.errors(include_url=False, include_input=False):
+            key = next(key for key in given if problem["loc"][: len(key)] == key)
+            allowed = _declared(key[:-1]).model_fields[key[-1]].description
+            own = problem["type"] == "value_error"
+            wrong[key] = str(problem["ctx"]["error"]) if own else f"must be {allowed}"
+        return wrong, None
+
+
+def _not_built(key: _Key, given: _Given) -> str | None:
+    names = (_dotted(key), f"{_dotted(key)}={given.value}")
+    for pattern, feature in _NOT_BUILT.items():
+        if given.value not in _OFF and any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            return f"{feature} is not built yet; remove this setting"
+    return None
+
+
+def _values(table: Any, declared: Any = Settings, above: _Key = ()) -> Iterator[tuple[_Key, Any]]:
+    names = table if isinstance(table, Mapping) else type(table).model_fields
+    for name in names:
+        value = table[name] if isinstance(table, Mapping) else getattr(table, name)
+        below = _below(declared, name)
+        yield from _values(value, below, (*above, name)) if _is_table(below) else [((*above, name), value)]
+
+
+def _dotted(key: _Key) -> str:
+    return ".".join(key)
+
+
+def _line(key: _Key, value: Any, source: str, text: str, declared_as: _Key | None = None) -> str:
+    declared = _declared(key if declared_as is None else declared_as or ("",))
+    shown = f" = {_MASKED if _is_secret(declared) else _toml(value)}"
+    if isinstance(value, Mapping) and _is_secret(declared):
+        shown = ""  # a table that is not where it should be; whether secrets are in it, nobody knows
+    return f"{_dotted(key)}{shown} ({source}): {text}"
+
+
+def _toml(value: Any) -> str:
+    match value:
+        case None:
+            return "(not set)"
+        case SecretUrl():
+            return json.dumps(str(value))
+        case SecretStr():
+            return _MASKED
+        case bool() | int() | float():
+            return str(value).lower()
+        case Mapping():
+            return f"{{ {', '.join(f'{json.dumps(k)} = {_toml(v)}' for k, v in value.items())} }}"
+        case list() | tuple():
+            return f"[{', '.join(map(_toml, value))}]"
+        case _:
+            return json.dumps(_without_userinfo(str(value)), ensure_ascii=False)
