@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import uuid_utils
 
+from tesapi import logs
 from tesapi.backends.base import Backend
 from tesapi.errors import TesapiError
 from tesapi.store.base import Page, TaskQuery, TaskStore
@@ -93,7 +94,8 @@ class Tasks:
 
     def _tell(self, task_id: str, before: State | None, after: State) -> None:
         if before is not after:
-            _log.info("%s: %s", task_id, after.value if before is None else f"{before.value} -> {after.value}")
+            with logs.about(task_id):
+                _log.info("%s", after.value if before is None else f"{before.value} -> {after.value}")
         for listener in self._listeners:
             listener(task_id, after)
 

@@ -1,0 +1,190 @@
+"""Jobs for the runner: their documents, their places, and what they report."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tesapi import __version__
+from tesapi.jobs.bundle import runner_text
+
+Event = dict[str, Any]
+
+
+def step(*command: str, **fields: object) -> dict[str, Any]:
+    """An executor of a job document: `step("sh", "-c", "…", env={…}, stdout="/…")`."""
+    blank = {
+        "image": "alpine",
+        "env": {},
+        "workdir": "",
+        "stdin": "",
+        "stdout": "",
+        "stderr": "",
+        "ignore_error": False,
+    }
+    return {**blank, "command": list(command), **fields}
+
+
+def script(text: str, **fields: object) -> dict[str, Any]:
+    """An executor that runs a shell script."""
+    return step("sh", "-c", text, **fields)
+
+
+def until(condition: Callable[[], Any], what: str, patience_s: float = 30.0) -> Any:
+    """Wait for a state, never for a second; the first true value."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        value = condition()
+        if value:
+            return value
+        assert time.monotonic() < deadline, f"waited in vain for: {what}"
+        time.sleep(0.01)
+
+
+def sandboxes(job_id: str) -> list[int]:
+    """Processes of bubblewrap that belong to a job."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if arguments[0].endswith(b"bwrap") and job_id.encode() in arguments:
+                found.append(int(entry.name))
+    return found
+
+
+class JobPlace:
+    """A job's directory with the runner in it, and `storage`, the only root of its files."""
+
+    def __init__(self, folder: pathlib.Path, runtime: Mapping[str, object]) -> None:
+        self.job_id = f"job-{uuid.uuid4()}"
+        self.directory = folder / "jobs" / self.job_id
+        self.storage = folder / "storage"
+        self.runtime = runtime
+        self.storage.mkdir(exist_ok=True)
+
+    def url(self, name: str) -> str:
+        """The URL of a file below the storage root."""
+        return f"file://{self.storage}/{name}"
+
+    def write(self, *steps: Mapping[str, object], **fields: Any) -> None:
+        """Write the job: its executors, and `inputs`, `outputs`, `volumes` or anything else of its document."""
+        document = {
+            "version": 1,
+            "job_id": self.job_id,
+            "executors": steps,
+            "inputs": [{"type": "FILE", **item} for item in fields.pop("inputs", ())],
+            "outputs": [{"type": "FILE", **item} for item in fields.pop("outputs", ())],
+            "volumes": fields.pop("volumes", ()),
+            "storage": {"file": {"roots": [str(self.storage)]}},
+            "runtime": dict(self.runtime),
+            "tail_bytes": 65536,
+            **fields,
+        }
+        (self.directory / "inputs").mkdir(parents=True)
+        (self.directory / "inputs" / "job.json").write_text(json.dumps(document), "ascii")
+        (self.directory / "inputs" / "runner.py").write_text(runner_text(__version__), "ascii")
+
+    def command(self, python: str = sys.executable) -> list[str]:
+        """How the runner is started."""
+        inputs = self.directory / "inputs"
+        return [python, "-I", "-S", str(inputs / "runner.py"), str(inputs / "job.json")]
+
+    def start(self, python: str = sys.executable) -> subprocess.Popen[bytes]:
+        """Start the runner and do not wait for it."""
+        return subprocess.Popen(
+            self.command(python),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env={},
+            start_new_session=True,
+        )
+
+    def run(self, *steps: Mapping[str, object], python: str = sys.executable, **fields: Any) -> list[Event]:
+        """Run a job to its end; its report, which is all that the runner prints."""
+        self.write(*steps, **fields)
+        with self.start(python) as runner:
+            stdout, stderr = runner.communicate(timeout=60)
+        assert stderr == b""
+        assert runner.returncode == 0
+        assert stdout == self.report_file.read_bytes()
+        return parse(stdout)
+
+    @property
+    def report_file(self) -> pathlib.Path:
+        return self.directory / "metadata" / "report.jsonl"
+
+    @property
+    def cancelled_file(self) -> pathlib.Path:
+        return self.directory / "cancelled"
+
+    def report(self) -> list[Event]:
+        """What has been reported so far."""
+        return parse(self.report_file.read_bytes()) if self.report_file.exists() else []
+
+    def end(self) -> Event:
+        """The last line of the report, once it is there."""
+        return until(lambda: [line for line in self.report() if line["event"] == "ended"], "the end of the job")[0]
+
+    def stored(self, name: str) -> str:
+        """The text of a file in storage."""
+        return (self.storage / name).read_text("utf-8")
+
+
+def parse(report: bytes) -> list[Event]:
+    """The lines of a report, which are numbered from 1 and plain ASCII."""
+    assert report.isascii()
+    lines = [json.loads(line) for line in report.splitlines()]
+    assert [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
+    return lines
+
+
+def only(events: Sequence[Event], kind: str) -> list[Event]:
+    """The events of one kind."""
+    return [event for event in events if event["event"] == kind]
+
+
+def outcome(events: Sequence[Event]) -> tuple[str, str | None]:
+    """How a job ended, and the sentence on it."""
+    assert events[-1]["event"] == "ended"
+    return events[-1]["outcome"], events[-1].get("reason")
+
+
+def pid_alive(pid: int) -> bool:
+    """Whether a process lives, and is not just waiting to be reaped."""
+    try:
+        state = pathlib.Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
+
+
+def children_of(pid: int) -> list[int]:
+    """The direct children of a process."""
+    try:
+        return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+    except OSError:
+        return []
+
+
+def processes_with(text: str) -> list[int]:
+    """Processes whose command line contains `text`, but for this one."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                if text.encode() in (entry / "cmdline").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
