@@ -48,6 +48,7 @@ class LocalBackend:
         self._probe = probe
         self._slots = Slots(capacity)
         self._runners: dict[str, subprocess.Popen[bytes]] = {}
+        self._launching: set[str] = set()
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="local-backend")
 
     @property
@@ -106,8 +107,6 @@ class LocalBackend:
             return
         if not Path(places.cancelled).exists():  # finding out that it is canceled takes no room
             await self._slots.take(job.job_id, need)
-        if self._runner_lives(places):
-            return
         await self._launch(places)
 
     async def follow(self, handle: Handle) -> AsyncIterator[Sequence[RunnerEvent]]:
@@ -171,12 +170,19 @@ class LocalBackend:
         return Places(str(directory / "inputs" / "job.json"))
 
     async def _launch(self, places: Places) -> None:
+        """Start a runner, unless one is known to live or is just being started."""
         if not Path(places.directory).is_dir():
             raise JobLost(f"The job's place {places.directory} is gone, and with it how the job ended.")
+        job_id = _job_id(places)
+        if job_id in self._launching or self._runner_lives(places):
+            return
+        self._launching.add(job_id)
         try:
-            self._runners[_job_id(places)] = await self._in_thread(_spawn, places)
+            self._runners[job_id] = await self._in_thread(_spawn, places)
         except OSError as error:
             raise BackendUnavailable(f"The runner cannot be started: {error.strerror}.") from error
+        finally:
+            self._launching.discard(job_id)
 
     def _runner_lives(self, places: Places) -> bool:
         """Whether a process that runs or watches the job is known to live; a child that has ended is reaped."""

@@ -77,17 +77,21 @@ class Dispatcher:
             await self._renew()
             for task_id, not_before in list(self._unreleased.items()):
                 await self._release(task_id, not_before)
+            if not self._driven:
+                await self._claim(children, queued=0)  # what is placed takes room before anything new does
             room = sum(destination.backend.capacity.max_jobs for destination in self._driver.destinations.values())
-            free = max(0, room - len(self._driven))
-            for record in await self._store.claim(self._holder, queued=free, ttl=self._lease):
-                driven = self._driven[record.id] = _Driven()
-                driven.child = children.create_task(self._see_through(record, driven), name=f"drive {record.id}")
+            await self._claim(children, queued=max(0, room - len(self._driven)))
         except StoreUnavailable as error:
             if not self._failing:
                 _log.error("The store does not answer; trying again: %s", error)
             self._failing = True
         else:
             self._failing = False
+
+    async def _claim(self, children: asyncio.TaskGroup, *, queued: int) -> None:
+        for record in await self._store.claim(self._holder, queued=queued, ttl=self._lease):
+            driven = self._driven[record.id] = _Driven()
+            driven.child = children.create_task(self._see_through(record, driven), name=f"drive {record.id}")
 
     async def _renew(self) -> None:
         if time.monotonic() - self._last_renewal < self._lease.total_seconds() / _RENEWALS_PER_LEASE:

@@ -52,8 +52,10 @@ class Stop:
     @property
     def reason(self) -> Optional[str]:
         """Why the job is to stop, if nobody canceled it."""
-        if self._signal is None or self.canceled:
+        if self.canceled:
             return None
+        if self._signal is None:
+            return "The job's place was removed while it ran."
         return f"The runner was told to stop by {signal.Signals(self._signal).name}."
 
     def check(self) -> None:
@@ -62,7 +64,7 @@ class Stop:
         if self._signal is None and now - self._looked < _MARKER_INTERVAL_S:
             return
         self._looked = now
-        if self._signal is not None or self.canceled:
+        if self._signal is not None or self.canceled or not os.path.isdir(os.path.dirname(self._marker)):
             raise Stopped
 
     def wait(self, timeout_s: float) -> None:

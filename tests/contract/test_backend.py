@@ -1,0 +1,381 @@
+"""What every backend promises (`tesapi/backends/base.py`). A new one is one more `pytest.param` here."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import pytest
+
+from tesapi import __version__
+from tesapi.backends.base import Backend, Capacity
+from tesapi.backends.local import LocalBackend
+from tesapi.backends.runtimes import RuntimeProbe
+from tesapi.errors import BackendUnavailable, JobLost
+from tesapi.jobs.bundle import runner_text
+from tesapi.jobs.plan import Job
+from tesapi.tes.events import ExecutorEnded, Handle, JobEnded, Outcome, RunnerEvent
+from tests.jobs import processes_with, sandboxes, script, step
+
+Make = Callable[..., Backend]
+
+
+@pytest.fixture
+def make_local(tmp_path: pathlib.Path, bubblewrap: Mapping[str, object]) -> Make:
+    def make(capacity: Capacity | None = None) -> Backend:
+        directory = tmp_path / "jobs" / "store-id"
+        probe = RuntimeProbe(directory, [("alpine", "host")])
+        return LocalBackend(directory, capacity or Capacity(max_jobs=8, cpu_cores=8, ram_gb=8), probe)
+
+    return make
+
+
+@pytest.fixture(params=[pytest.param("make_local", id="local")])
+def make(request: pytest.FixtureRequest) -> Make:
+    """Makes a backend; each one made in a test finds the jobs of those made before, as after a restart."""
+    made: Make = request.getfixturevalue(request.param)
+    return made
+
+
+@pytest.fixture
+async def backend(make: Make) -> AsyncIterator[Backend]:
+    async with make() as backend:
+        yield backend
+
+
+@pytest.fixture
+def shared(tmp_path: pathlib.Path) -> pathlib.Path:
+    """A folder that jobs and the test both see."""
+    folder = tmp_path / "storage"
+    folder.mkdir()
+    return folder
+
+
+async def _job(backend: Backend, *steps: dict[str, Any], cpu_cores: int = 1, ram_gb: float = 0.0, **fields: Any) -> Job:
+    job_id = f"job-{uuid.uuid4()}"
+    document = {
+        "version": 1,
+        "job_id": job_id,
+        "executors": steps,
+        "inputs": [],
+        "outputs": [],
+        "volumes": [],
+        "storage": {"file": {"roots": []}},
+        "runtime": dict(await backend.runtime()),
+        "tail_bytes": 65536,
+        **fields,
+    }
+    return Job(job_id, json.dumps(document), runner_text(__version__), cpu_cores, ram_gb)
+
+
+async def _events(backend: Backend, handle: Handle) -> list[RunnerEvent]:
+    return [event async for batch in backend.follow(handle) for event in batch]
+
+
+async def _end(backend: Backend, handle: Handle) -> JobEnded:
+    end = (await _events(backend, handle))[-1]
+    assert isinstance(end, JobEnded)
+    return end
+
+
+async def _first(backend: Backend, handle: Handle, kind: str) -> RunnerEvent:
+    async with contextlib.aclosing(backend.follow(handle)) as batches:  # type: ignore[type-var]
+        async for batch in batches:
+            for event in batch:
+                if event.event == kind:
+                    return event
+    raise AssertionError(f"the job ended without {kind}")
+
+
+async def _started(backend: Backend, *steps: dict[str, Any]) -> tuple[Job, Handle]:
+    job = await _job(backend, *steps)
+    handle = await backend.prepare(job)
+    await backend.start(handle, job)
+    return job, handle
+
+
+async def test_a_job_is_prepared_started_followed_and_discarded(backend: Backend) -> None:
+    job, handle = await _started(backend, script("echo out; echo err >&2; exit 3"))
+    events = await _events(backend, handle)
+    assert [event.event for event in events] == ["started", "executor_started", "executor_ended", "ended"]
+    assert [event.seq for event in events] == [1, 2, 3, 4]
+    ended = events[2]
+    assert isinstance(ended, ExecutorEnded)
+    assert (ended.exit_code, ended.stdout, ended.stderr) == (3, "out\n", "err\n")
+    assert isinstance(events[-1], JobEnded)
+    assert events[-1].outcome is Outcome.EXECUTOR_ERROR
+    await backend.discard(handle)
+    assert processes_with(job.job_id) == []
+
+
+async def test_preparing_starts_nothing_and_gives_the_same_place_again(backend: Backend) -> None:
+    job = await _job(backend, step("true"))
+    assert await backend.prepare(job) == await backend.prepare(job)
+    assert processes_with(job.job_id) == []
+
+
+async def test_a_handle_is_text_without_secrets(backend: Backend) -> None:
+    job = await _job(backend, step("true", env={"TOKEN": "very-secret"}))
+    handle = await backend.prepare(job)
+    assert all(isinstance(value, str) for item in handle.items() for value in item)
+    assert "very-secret" not in json.dumps(dict(handle))
+
+
+async def test_a_job_runs_once_however_often_it_is_started(backend: Backend) -> None:
+    job = await _job(backend, script("echo ran >> /v/ran; sleep 0.3; cat /v/ran"), volumes=["/v"])
+    handle = await backend.prepare(job)
+    await asyncio.gather(*(backend.start(handle, job) for _ in range(5)))
+    events = await _events(backend, handle)
+    await backend.start(handle, job)
+    assert await _events(backend, handle) == events
+    assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
+
+
+async def test_following_tells_everything_from_the_first_event_as_often_as_asked(backend: Backend) -> None:
+    _, handle = await _started(backend, script("sleep 0.3"), step("true"))
+    one, other = await asyncio.gather(_events(backend, handle), _events(backend, handle))
+    assert one == other == await _events(backend, handle)
+
+
+async def test_leaving_the_backend_ends_no_job_and_the_next_one_finds_it(make: Make) -> None:
+    async with make() as first:
+        job, handle = await _started(first, script("echo ran >> /tmp/ran; sleep 1; cat /tmp/ran"))
+        await _first(first, handle, "executor_started")
+    async with make() as second:
+        await second.start(handle, job)
+        events = await _events(second, handle)
+    assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
+    assert isinstance(events[-1], JobEnded)
+    assert events[-1].outcome is Outcome.COMPLETE
+
+
+async def test_a_job_that_ended_while_nobody_looked_is_told_by_the_next_one(make: Make) -> None:
+    async with make() as first:
+        job, handle = await _started(first, step("true"))
+    while processes_with(job.job_id):
+        await asyncio.sleep(0.01)
+    async with make() as second:
+        await second.start(handle, job)
+        assert (await _end(second, handle)).outcome is Outcome.COMPLETE
+
+
+async def test_a_job_that_was_prepared_but_not_started_can_be_started_by_the_next_one(make: Make) -> None:
+    async with make() as first:
+        job = await _job(first, step("true"))
+        handle = await first.prepare(job)
+    async with make() as second:
+        await second.start(handle, job)
+        assert (await _end(second, handle)).outcome is Outcome.COMPLETE
+
+
+async def test_a_running_job_is_canceled_and_the_end_is_told_when_nothing_of_it_runs(backend: Backend) -> None:
+    job, handle = await _started(backend, script("trap '' TERM INT; while :; do sleep 0.01; done"))
+    await _first(backend, handle, "executor_started")
+    await backend.cancel(handle)
+    await backend.cancel(handle)
+    assert (await _end(backend, handle)).outcome is Outcome.CANCELED
+    assert sandboxes(job.job_id) == []
+
+
+async def test_a_job_that_is_canceled_before_its_start_never_runs(backend: Backend) -> None:
+    job = await _job(backend, step("true"))
+    handle = await backend.prepare(job)
+    await backend.cancel(handle)
+    await backend.start(handle, job)
+    events = await _events(backend, handle)
+    assert [event.event for event in events] == ["ended"]
+    assert isinstance(events[0], JobEnded)
+    assert events[0].outcome is Outcome.CANCELED
+
+
+async def test_canceling_right_after_the_start_ends_the_job(backend: Backend) -> None:
+    handles = []
+    for _ in range(5):
+        _, handle = await _started(backend, step("sleep", "1000"))
+        await backend.cancel(handle)
+        handles.append(handle)
+    ends = await asyncio.gather(*(_end(backend, handle) for handle in handles))
+    assert {end.outcome for end in ends} == {Outcome.CANCELED}
+
+
+async def test_canceling_a_job_that_has_ended_changes_nothing(backend: Backend) -> None:
+    _, handle = await _started(backend, step("true"))
+    end = await _end(backend, handle)
+    await backend.cancel(handle)
+    assert await _end(backend, handle) == end
+    await backend.discard(handle)
+    await backend.cancel(handle)
+
+
+async def test_a_job_whose_place_is_gone_is_lost(backend: Backend) -> None:
+    job = await _job(backend, step("true"))
+    handle = await backend.prepare(job)
+    await backend.discard(handle)
+    await backend.discard(handle)
+    with pytest.raises(JobLost):
+        await backend.start(handle, job)
+    with pytest.raises(JobLost):
+        await _events(backend, handle)
+    assert await backend.tails(handle) is None
+
+
+async def test_what_a_running_executor_has_printed_can_be_asked_for(backend: Backend) -> None:
+    _, handle = await _started(backend, step("true"), script("echo so far; sleep 1000"))
+    await _first(backend, handle, "executor_started")
+    tails = None
+    while tails is None:
+        tails = await backend.tails(handle)
+        await asyncio.sleep(0.02)
+    assert (tails.index, tails.stdout, tails.stderr) == (1, "so far\n", "")
+    await backend.cancel(handle)
+    await _end(backend, handle)
+
+
+async def test_a_runner_that_was_killed_is_noticed_and_its_sandbox_is_gone(backend: Backend) -> None:
+    job, handle = await _started(backend, step("sleep", "1000"))
+    await _first(backend, handle, "executor_started")
+    runner, *_ = [pid for pid in processes_with("runner.py") if _is_session_leader(pid, job.job_id)]
+    os.kill(runner, signal.SIGKILL)
+    end = await _end(backend, handle)
+    assert end.outcome is Outcome.SYSTEM_ERROR
+    assert "was killed while executor 0 ran; nothing of it runs any more" in str(end.reason)
+    assert sandboxes(job.job_id) == []
+
+
+async def test_runner_and_watchdog_killed_together_are_noticed(backend: Backend) -> None:
+    job, handle = await _started(backend, step("sleep", "1000"))
+    await _first(backend, handle, "executor_started")
+    for pid in processes_with(job.job_id):
+        if pid not in sandboxes(job.job_id):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+    for pid in [pid for pid in processes_with(job.job_id) if pid not in sandboxes(job.job_id)]:
+        os.kill(pid, signal.SIGKILL)
+    end = await _end(backend, handle)
+    assert end.outcome is Outcome.SYSTEM_ERROR
+    assert sandboxes(job.job_id) == []
+
+
+async def test_a_canceled_job_whose_runner_is_killed_is_canceled(backend: Backend) -> None:
+    job, handle = await _started(backend, step("sleep", "1000"))
+    await _first(backend, handle, "executor_started")
+    runner, *_ = [pid for pid in processes_with("runner.py") if _is_session_leader(pid, job.job_id)]
+    os.kill(runner, signal.SIGSTOP)
+    await backend.cancel(handle)
+    os.kill(runner, signal.SIGKILL)
+    assert (await _end(backend, handle)).outcome is Outcome.CANCELED
+    assert sandboxes(job.job_id) == []
+
+
+async def test_jobs_wait_for_room_first_come_first_served(make: Make) -> None:
+    async with make(Capacity(max_jobs=2, cpu_cores=2, ram_gb=2)) as backend:
+        running = [await _started(backend, step("sleep", "1000")) for _ in range(2)]
+        large = await _job(backend, step("true"), cpu_cores=2)
+        small = await _job(backend, step("true"))
+        handles = [await backend.prepare(job) for job in (large, small)]
+        starts = [asyncio.ensure_future(backend.start(h, j)) for h, j in zip(handles, (large, small), strict=True)]
+        for _, handle in running:
+            await _first(backend, handle, "executor_started")
+        assert processes_with(large.job_id) == processes_with(small.job_id) == []
+        await backend.cancel(running[0][1])
+        await _end(backend, running[0][1])
+        assert processes_with(small.job_id) == []  # it does not overtake the large one, which waits for two cores
+        await backend.cancel(running[1][1])
+        ends = await asyncio.gather(*(_end(backend, handle) for _, handle in running))
+        assert {end.outcome for end in ends} == {Outcome.CANCELED}
+        for start, handle in zip(starts, handles, strict=True):
+            await start
+            assert (await _end(backend, handle)).outcome is Outcome.COMPLETE
+
+
+async def test_a_job_that_waits_for_room_is_canceled_at_once_and_makes_room_for_no_one_else(make: Make) -> None:
+    async with make(Capacity(max_jobs=1, cpu_cores=1, ram_gb=1)) as backend:
+        _, running = await _started(backend, step("sleep", "1000"))
+        waiting, next_one = await _job(backend, step("true")), await _job(backend, step("true"))
+        handles = [await backend.prepare(job) for job in (waiting, next_one)]
+        starts = [asyncio.ensure_future(backend.start(h, j)) for h, j in zip(handles, (waiting, next_one), strict=True)]
+        await _first(backend, running, "executor_started")
+        await backend.cancel(handles[0])
+        await starts[0]
+        assert (await _end(backend, handles[0])).outcome is Outcome.CANCELED
+        assert not starts[1].done()
+        await backend.cancel(running)
+        assert (await _end(backend, running)).outcome is Outcome.CANCELED
+        await starts[1]
+        assert (await _end(backend, handles[1])).outcome is Outcome.COMPLETE
+
+
+async def test_the_condition_says_what_is_there_and_how_much_is_in_use(backend: Backend) -> None:
+    condition = backend.condition()
+    assert condition.ok
+    assert "0 jobs run and 0 wait; at most 8 jobs, 8 CPU cores and 8.0 GB of memory" in condition.sentence
+
+
+# What only the local backend has.
+
+
+async def test_a_handle_of_another_place_is_not_touched(make_local: Make, tmp_path: pathlib.Path) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    async with make_local() as backend:
+        await backend.discard({"directory": str(precious)})
+        await backend.discard({"directory": str(tmp_path / "jobs" / "store-id" / ".." / ".." / "precious")})
+        await backend.cancel({"directory": str(precious)})
+    assert list(precious.iterdir()) == []
+
+
+async def test_folders_that_a_task_has_closed_are_removed(make_local: Make) -> None:
+    async with make_local() as backend:
+        job = await _job(backend, script("mkdir -p /v/a/b; touch /v/a/b/c; chmod 000 /v/a/b /v/a"), volumes=["/v"])
+        handle = await backend.prepare(job)
+        await backend.start(handle, job)
+        await _end(backend, handle)
+        await backend.discard(handle)
+        assert not pathlib.Path(handle["directory"]).exists()
+
+
+async def test_a_job_document_is_readable_by_its_owner_only(make_local: Make) -> None:
+    async with make_local() as backend:
+        handle = await backend.prepare(await _job(backend, step("true")))
+        document = pathlib.Path(handle["directory"], "inputs", "job.json")
+        assert document.stat().st_mode & 0o777 == 0o600
+        assert pathlib.Path(handle["directory"]).stat().st_mode & 0o777 == 0o700
+
+
+async def test_a_place_that_is_removed_under_a_running_job_is_told_as_lost(make_local: Make) -> None:
+    async with make_local() as backend:
+        job, handle = await _started(backend, step("sleep", "1000"))
+        await _first(backend, handle, "executor_started")
+        shutil.rmtree(handle["directory"])
+        with pytest.raises(JobLost, match="is gone"):
+            await _events(backend, handle)
+        while sandboxes(job.job_id):  # its runner notices as well
+            await asyncio.sleep(0.01)
+
+
+async def test_without_a_runtime_nothing_is_taken_and_the_sentence_says_why(
+    make_local: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tesapi.backends.runtimes._programs", lambda: ["/bin/false"])
+    async with make_local() as backend:
+        assert not backend.condition().ok
+        with pytest.raises(
+            BackendUnavailable, match=r"No container can be run on this machine\. /bin/false: The sandbox"
+        ):
+            await backend.runtime()
+
+
+def _is_session_leader(pid: int, job_id: str) -> bool:
+    try:
+        of_the_job = job_id.encode() in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+        return of_the_job and os.getsid(pid) == pid
+    except OSError:
+        return False
