@@ -260,7 +260,13 @@ def parse_document(body: bytes) -> TaskDocument:
     try:
         return TaskDocument.model_validate_json(body)
     except ValidationError as error:
-        raise InvalidDocument([_field_problem(details) for details in error.errors(include_url=False)]) from error
+        found = [details for details in error.errors(include_url=False) if not _is_echo(details)]
+        raise InvalidDocument([_field_problem(details) for details in found]) from error
+
+
+def _is_echo(details: ErrorDetails) -> bool:
+    """Whether a list is only called too short because its elements are wrong, which is told of each of them."""
+    return details["type"] == "too_short" and bool(details["input"])
 
 
 def _field_problem(details: ErrorDetails) -> FieldProblem:

@@ -153,7 +153,8 @@ def apply(record: TaskRecord, event: Event) -> TaskRecord:
                 return record
             return _settle_unplaced(record, State.SYSTEM_ERROR, Note(at, reason))
         case Noted(text=text, at=at):
-            return replace(record, progress=_with_note(record.progress, Note(at, text)))
+            progress = _with_note(record.progress, Note(at, text))
+            return record if progress is record.progress else replace(record, progress=progress)
         case Placed():
             return _place(record, event)
         case Prepared() | Reported() | Lost() | Discarded():
@@ -179,10 +180,13 @@ def _settle_unplaced(record: TaskRecord, state: State, note: Note) -> TaskRecord
 
 
 def _with_note(progress: Progress, note: Note) -> Progress:
-    return replace(progress, notes=_appended(progress.notes, note))
+    notes = _appended(progress.notes, note)
+    return progress if notes is progress.notes else replace(progress, notes=notes)
 
 
 def _appended(notes: tuple[Note, ...], note: Note) -> tuple[Note, ...]:
+    # Errors of the operating system quote names of files as they are, and what is no Unicode cannot be stored.
+    note = Note(note.at, note.text.encode("utf-8", "replace").decode())
     if len(notes) > MAX_NOTES or (notes and notes[-1].text == note.text):
         return notes
     if len(notes) == MAX_NOTES:

@@ -6,6 +6,7 @@ A stored BASIC view is a *fragment*: the fields behind id and state, which chang
 from __future__ import annotations
 
 import json
+from datetime import UTC
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -108,4 +109,4 @@ def _system_logs(notes: tuple[Note, ...], view: View) -> tuple[str, ...] | None:
     if view is not View.FULL:
         return None
     ordered = sorted(notes, key=lambda note: note.at)
-    return tuple(f"{note.at:%Y-%m-%dT%H:%M:%S}Z {note.text}" for note in ordered)
+    return tuple(f"{note.at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}Z {note.text}" for note in ordered)
