@@ -1,0 +1,385 @@
+"""The embedded store: one SQLite file that serves one process.
+
+One thread writes. It takes whatever has gathered, runs it as one transaction, and answers after the commit: each
+caller waits for the disk once, and all of them together. What is read by its id is read on the event loop's own thread
+from a connection of its own, which the writer never blocks (WAL); pages are read on a thread of theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from tesapi.errors import FieldProblem, InvalidDocument, StoreUnavailable, TaskNotFound
+from tesapi.store.base import Page, TaskQuery
+from tesapi.store.sqlite_file import connected, locked, prepared
+from tesapi.tes import views
+from tesapi.tes.models import TaskDocument, View
+from tesapi.tes.record import TaskRecord, dump_progress, parse_progress
+from tesapi.tes.states import State
+
+T = TypeVar("T")
+Row = tuple[Any, ...]
+
+_MINIMAL = "SELECT t.seq, t.id, t.owner, t.state FROM tasks t"
+_BASIC = "SELECT t.seq, t.id, t.owner, t.state, f.version, f.json FROM tasks t JOIN fragments f USING (seq)"
+_RECORD = (
+    "SELECT t.seq, t.id, t.owner, t.state, t.revision, t.created, d.json, p.json"
+    " FROM tasks t JOIN documents d USING (seq) JOIN progress p USING (seq)"
+)
+_SELECT = {View.MINIMAL: _MINIMAL, View.BASIC: _BASIC, View.FULL: _RECORD}
+_BY_ID = " WHERE t.id = ?"
+_BY_SEQ = " WHERE t.seq = ?"
+_NEWEST_FIRST = " WHERE t.seq < :before ORDER BY t.seq DESC LIMIT :limit"
+_NEWEST_FIRST_OF_OWNER = " WHERE t.owner = :owner AND t.seq < :before ORDER BY t.seq DESC LIMIT :limit"
+
+_TO_FOLLOW = "SELECT seq FROM tasks WHERE work = 'placed' AND holder IS NULL AND not_before IS NULL ORDER BY seq"
+_TO_PLACE_FIRST = (
+    "SELECT seq, owner FROM tasks WHERE work = 'queued' AND holder IS NULL AND not_before IS NULL"
+    " ORDER BY owner, seq LIMIT 1"
+)
+_TO_PLACE_NEXT = (
+    "SELECT seq, owner FROM tasks WHERE work = 'queued' AND holder IS NULL AND not_before IS NULL AND owner > ?"
+    " ORDER BY owner, seq LIMIT 1"
+)
+_DUE_AGAIN = "UPDATE tasks SET not_before = NULL WHERE not_before <= ?"
+_LEASE = "UPDATE tasks SET holder = ? WHERE seq = ?"
+_DROP_LEASES = "UPDATE tasks SET holder = NULL WHERE holder = ?"
+_RELEASE = "UPDATE tasks SET holder = NULL, not_before = ? WHERE id = ? AND holder = ?"
+_HELD = "SELECT id, state FROM tasks WHERE holder = ?"
+_LEASING = "SELECT holder, beat FROM holders h WHERE EXISTS (SELECT 1 FROM tasks t WHERE t.holder = h.holder)"
+_RAISE = "INSERT INTO holders VALUES (?, 1) ON CONFLICT (holder) DO UPDATE SET beat = beat + 1"
+
+_SEQ_MAX = 2**63 - 1
+_MAX_BATCH = 512
+
+
+class SqliteStore:
+    """Keeps records in the SQLite file at `path`. Entering raises ConfigurationProblem where it cannot be used.
+
+    `clock` is the monotonic clock by which leases go stale.
+    """
+
+    def __init__(self, path: Path, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._path = path
+        self._clock = clock
+        self._id = ""
+        self._resources = contextlib.ExitStack()
+        self._served_last: str | None = None
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    @property
+    def id(self) -> str:
+        return self._id
+
+    async def __aenter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(locked(self._path))
+            write = stack.enter_context(connected(self._path))
+            self._id = prepared(write, self._path)
+            self._loop_reads = stack.enter_context(connected(self._path, read_only=True))
+            self._page_reads = stack.enter_context(connected(self._path, read_only=True))
+            self._page_thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="sqlite-pages"))
+            self._writer = _Writer(write, self._path)
+            stack.callback(self._writer.close)
+            self._resources = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+    async def insert(self, records: Sequence[TaskRecord]) -> None:
+        rows = [_columns(record) for record in records]
+        await self._writer.submit(lambda db: _insert(db, rows))
+
+    async def load(self, task_id: str, *, owner: str | None = None) -> TaskRecord:
+        return _record(self._one(_RECORD, task_id, owner))
+
+    async def view(self, task_id: str, view: View, *, owner: str | None = None) -> bytes:
+        row = self._one(_SELECT[view], task_id, owner)
+        with self._answering():
+            return _rendered(self._loop_reads, view, row)
+
+    async def find(self, query: TaskQuery) -> Page:
+        before = _SEQ_MAX if query.token is None else self._position(query.token, query.owner)
+        with self._answering():
+            return await asyncio.get_running_loop().run_in_executor(self._page_thread, self._page, query, before)
+
+    async def replace(self, record: TaskRecord) -> bool:
+        progress, fragment = dump_progress(record.progress), views.basic_fragment(record)
+        return await self._writer.submit(lambda db: _replace(db, record, progress, fragment))
+
+    async def claim(self, holder: str, *, queued: int, ttl: timedelta) -> list[TaskRecord]:
+        claimed = self._writer.submit(lambda db: self._claim(db, holder, queued, ttl))
+        try:
+            return await asyncio.shield(claimed)
+        except asyncio.CancelledError:
+            claimed.add_done_callback(lambda claimed: self._give_back(holder, claimed))
+            raise
+
+    async def renew(self, holder: str, task_ids: Collection[str]) -> Mapping[str, State]:
+        return await self._writer.submit(lambda db: _renew(db, holder, frozenset(task_ids)))
+
+    async def release(self, holder: str, task_id: str, *, not_before: datetime | None = None) -> None:
+        due = None if not_before is None else not_before.timestamp()
+        await self._writer.submit(lambda db: db.execute(_RELEASE, (due, task_id, holder)))
+
+    # Reading.
+
+    @contextlib.contextmanager
+    def _answering(self) -> Iterator[None]:
+        if self._writer.closed:
+            raise StoreUnavailable(f"The database {self._path} is closed.")
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreUnavailable(f"The database {self._path} does not answer: {error}.") from error
+
+    def _one(self, select: str, task_id: str, owner: str | None) -> Row:
+        try:
+            with self._answering():
+                row: Row | None = self._loop_reads.execute(select + _BY_ID, (task_id,)).fetchone()
+        except UnicodeEncodeError:  # text that is no Unicode, and so nobody's id
+            row = None
+        if row is None or (owner is not None and owner != row[2]):
+            raise TaskNotFound(task_id)
+        return row
+
+    def _page(self, query: TaskQuery, before: int) -> Page:
+        where = _NEWEST_FIRST if query.owner is None else _NEWEST_FIRST_OF_OWNER
+        values = {"owner": query.owner, "before": before, "limit": query.size + 1}
+        rows = self._page_reads.execute(_SELECT[query.view] + where, values).fetchall()
+        shown = rows[: query.size]
+        token = self._token(shown[-1][0], query.owner) if len(rows) > len(shown) else None
+        return Page([_rendered(self._page_reads, query.view, row) for row in shown], token)
+
+    def _token(self, seq: int, owner: str | None) -> str:
+        """The page behind task `seq`; the digest binds it to this store and to the filters."""
+        digest = hashlib.blake2s(json.dumps([self._id, owner, seq]).encode(), digest_size=8)
+        return f"{seq:x}-{digest.hexdigest()}"
+
+    def _position(self, token: str, owner: str | None) -> int:
+        head = token.partition("-")[0]
+        with contextlib.suppress(ValueError):
+            if self._token(seq := int(head, 16), owner) == token:
+                return seq
+        shown = repr(token[:60])
+        allowed = "a next_page_token that this server gave for the same filters, or none"
+        raise InvalidDocument([FieldProblem("page_token", f"{shown} is none for this list", allowed)])
+
+    # Leasing; on the writer's thread.
+
+    def _claim(self, db: sqlite3.Connection, holder: str, queued: int, ttl: timedelta) -> list[TaskRecord]:
+        db.execute(_DUE_AGAIN, (time.time(),))
+        db.executemany(_DROP_LEASES, [(stale,) for stale in self._stale(db, ttl) - {holder}])  # a taker lives
+        placed = [seq for (seq,) in db.execute(_TO_FOLLOW)]
+        db.executemany(_LEASE, [(holder, seq) for seq in placed])
+        taken = placed + self._in_turn(db, holder, queued)
+        if taken:
+            db.execute("INSERT OR IGNORE INTO holders VALUES (?, 0)", (holder,))
+        return [_record(db.execute(_RECORD + _BY_SEQ, (seq,)).fetchone()) for seq in taken]
+
+    def _in_turn(self, db: sqlite3.Connection, holder: str, queued: int) -> list[int]:
+        """Lease one task of the owner whose name follows that of the one served last, round and round."""
+        taken: list[int] = []
+        while len(taken) < queued:
+            row = db.execute(_TO_PLACE_NEXT, (self._served_last,)).fetchone() or db.execute(_TO_PLACE_FIRST).fetchone()
+            if row is None:
+                break
+            seq, self._served_last = row
+            db.execute(_LEASE, (holder, seq))
+            taken.append(seq)
+        return taken
+
+    def _stale(self, db: sqlite3.Connection, ttl: timedelta) -> set[str]:
+        """Those whose number has stood still for `ttl`, of the holders that hold anything."""
+        now = self._clock()
+        beats: dict[str, int] = dict(db.execute(_LEASING).fetchall())
+        first_seen = {holder: (beat, now) for holder, beat in beats.items()}
+        self._seen = first_seen | {holder: seen for holder, seen in self._seen.items() if beats.get(holder) == seen[0]}
+        return {holder for holder, (_, since) in self._seen.items() if now - since >= ttl.total_seconds()}
+
+    def _give_back(self, holder: str, claimed: asyncio.Future[list[TaskRecord]]) -> None:
+        """Nobody has heard of these leases: as long as the holder lives, nobody would ever give them back."""
+        if claimed.exception() is None:
+            values = [(None, record.id, holder) for record in claimed.result()]
+            with contextlib.suppress(StoreUnavailable):
+                self._writer.submit(lambda db: db.executemany(_RELEASE, values))
+
+
+# Inside a transaction of the writer.
+
+
+def _insert(db: sqlite3.Connection, rows: Sequence[tuple[Row, bytes, bytes, bytes]]) -> None:
+    for task, document, progress, fragment in rows:
+        seq = db.execute(
+            "INSERT INTO tasks (id, owner, state, work, revision, created, name) VALUES (?, ?, ?, ?, ?, ?, ?)", task
+        ).lastrowid
+        db.execute("INSERT INTO documents VALUES (?, ?)", (seq, document))
+        db.execute("INSERT INTO progress VALUES (?, ?)", (seq, progress))
+        db.execute("INSERT INTO fragments VALUES (?, ?, ?)", (seq, views.RENDER_VERSION, fragment))
+
+
+def _replace(db: sqlite3.Connection, record: TaskRecord, progress: bytes, fragment: bytes) -> bool:
+    changed = db.execute(
+        "UPDATE tasks SET state = ?, work = ?, revision = revision + 1, not_before = NULL"
+        " WHERE id = ? AND revision = ?",
+        (record.state.value, record.work.value, record.id, record.revision),
+    ).rowcount
+    if not changed:
+        return False
+    (seq,) = db.execute("SELECT seq FROM tasks WHERE id = ?", (record.id,)).fetchone()
+    db.execute("UPDATE progress SET json = ? WHERE seq = ?", (progress, seq))
+    db.execute("UPDATE fragments SET version = ?, json = ? WHERE seq = ?", (views.RENDER_VERSION, fragment, seq))
+    return True
+
+
+def _renew(db: sqlite3.Connection, holder: str, task_ids: frozenset[str]) -> dict[str, State]:
+    db.execute(_RAISE, (holder,))
+    return {task_id: State(state) for task_id, state in db.execute(_HELD, (holder,)) if task_id in task_ids}
+
+
+# Rows and records.
+
+
+def _columns(record: TaskRecord) -> tuple[Row, bytes, bytes, bytes]:
+    created, name = record.created.isoformat(), record.document.name
+    task = (record.id, record.owner, record.state.value, record.work.value, record.revision, created, name)
+    document = record.document.model_dump_json(exclude_none=True).encode()
+    return task, document, dump_progress(record.progress), views.basic_fragment(record)
+
+
+def _record(row: Row) -> TaskRecord:
+    _, task_id, owner, state, revision, created, document, progress = row
+    return TaskRecord(
+        id=task_id,
+        owner=owner,
+        document=TaskDocument.model_validate_json(document),
+        created=datetime.fromisoformat(created),
+        state=State(state),
+        revision=revision,
+        progress=parse_progress(progress),
+    )
+
+
+def _rendered(db: sqlite3.Connection, view: View, row: Row) -> bytes:
+    match view:
+        case View.MINIMAL:
+            return views.minimal(row[1], State(row[3]))
+        case View.BASIC:
+            seq, task_id, _, state, version, fragment = row
+            if version != views.RENDER_VERSION:
+                record = _record(db.execute(_RECORD + _BY_SEQ, (seq,)).fetchone())
+                return views.render(record, View.BASIC)
+            return views.with_fragment(task_id, State(state), fragment)
+        case View.FULL:
+            return views.full(_record(row))
+
+
+# Writing.
+
+
+@dataclass(slots=True)
+class _Write(Generic[T]):
+    """What a caller wants written, and where the answer goes. It may be run again after a rollback."""
+
+    operation: Callable[[sqlite3.Connection], T]
+    answer: asyncio.Future[T]
+    result: T | None = None
+    error: Exception | None = None
+
+    def tell(self) -> None:
+        if self.answer.done():  # whoever asked was canceled
+            return
+        if self.error is None:
+            self.answer.set_result(self.result)  # type: ignore[arg-type]
+        else:
+            self.answer.set_exception(self.error)
+
+
+class _Writer:
+    """The thread that owns the connection `db`."""
+
+    def __init__(self, db: sqlite3.Connection, path: Path) -> None:
+        self._db = db
+        self._path = path
+        self._loop = asyncio.get_running_loop()
+        self._queue: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
+        self.closed = False
+        self._thread = threading.Thread(target=self._work, name="sqlite-writer", daemon=True)
+        self._thread.start()
+
+    def submit(self, operation: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
+        """Have `operation` run inside a transaction; its answer comes when that is durable, or StoreUnavailable."""
+        if self.closed:
+            raise StoreUnavailable(f"The database {self._path} is closed.")
+        answer: asyncio.Future[T] = self._loop.create_future()
+        self._queue.put(_Write(operation, answer))
+        return answer
+
+    def close(self) -> None:
+        """Write what has been submitted, and end."""
+        self.closed = True
+        self._queue.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        more = True
+        while more:
+            batch, more = self._gathered()
+            if not self._commit(batch) and len(batch) > 1:
+                # Perhaps one of them spoils it for the others: then it is to be the only one that fails.
+                for write in batch:
+                    self._commit([write])
+            self._loop.call_soon_threadsafe(_tell, batch)
+
+    def _gathered(self) -> tuple[list[_Write[Any]], bool]:
+        batch: list[_Write[Any]] = []
+        while (write := self._queue.get()) is not None:
+            batch.append(write)
+            if len(batch) == _MAX_BATCH or self._queue.empty():
+                return batch, True
+        return batch, False
+
+    def _commit(self, batch: Sequence[_Write[Any]]) -> bool:
+        """Whether the batch is on the disk, as one transaction; where it is not, each of it has the error."""
+        error = self._transact(batch)
+        for write in batch:
+            write.error = error
+        return error is None
+
+    def _transact(self, batch: Sequence[_Write[Any]]) -> Exception | None:
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            for write in batch:
+                write.result = write.operation(self._db)
+            self._db.execute("COMMIT")
+        except Exception as error:  # noqa: BLE001 - whoever asked gets it
+            with contextlib.suppress(sqlite3.Error):  # of some errors SQLite has rolled back by itself
+                self._db.execute("ROLLBACK")
+            if not isinstance(error, sqlite3.Error):
+                return error
+            problem = StoreUnavailable(f"The database {self._path} did not take it: {error}.")
+            problem.__cause__ = error
+            return problem
+        return None
+
+
+def _tell(batch: Sequence[_Write[Any]]) -> None:
+    for write in batch:
+        write.tell()

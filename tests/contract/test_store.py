@@ -1,0 +1,507 @@
+"""What `TaskStore` promises, on every implementation of it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from tesapi.errors import InvalidDocument, StoreUnavailable, TaskNotFound
+from tesapi.store.base import TaskQuery, TaskStore
+from tesapi.tes import views
+from tesapi.tes.events import CancelRequested, Noted
+from tesapi.tes.models import View
+from tesapi.tes.record import TaskRecord
+from tesapi.tes.states import State
+from tests.contract.conftest import Clock
+from tests.contract.records import MINUTE, NOON, after, done, ended, kept, new, placed, stored
+
+ANY_UNICODE = [
+    "nul\0inside",
+    "\0",
+    "'; DROP TABLE tasks; --",
+    "ü 中文 😀 \u202e",
+    "\ud7ff\ue000\uffff",
+    '"\\\n',
+    " ",
+    "%_*",
+]
+
+
+def ids(records: Iterable[TaskRecord]) -> list[str]:
+    return [record.id for record in records]
+
+
+def shown(page_views: Iterable[bytes]) -> list[str]:
+    return [json.loads(view)["id"] for view in page_views]
+
+
+async def all_pages(store: TaskStore, query: TaskQuery) -> list[list[str]]:
+    pages = []
+    while True:
+        page = await store.find(query)
+        pages.append(shown(page.views))
+        if page.next_token is None:
+            return pages
+        query = replace(query, token=page.next_token)
+
+
+async def claimed(store: TaskStore, holder: str = "a", queued: int = 100) -> list[str]:
+    return ids(await store.claim(holder, queued=queued, ttl=MINUTE))
+
+
+# insert, load, view.
+
+
+async def test_what_was_inserted_is_loaded(store: TaskStore) -> None:
+    untouched, under_way = await kept(store, new(), placed(new()))
+    assert await store.load(untouched.id) == untouched
+    assert await store.load(under_way.id) == under_way
+
+
+@pytest.mark.parametrize("text", ANY_UNICODE)
+async def test_any_unicode_comes_back_as_it_was(store: TaskStore, text: str) -> None:
+    (record,) = await kept(store, new(owner=text, task_id=text, name=text))
+    assert await store.load(text, owner=text) == record
+    assert shown([await store.view(text, View.MINIMAL, owner=text)]) == [text]
+    assert await all_pages(store, TaskQuery(owner=text)) == [[text]]
+    assert await claimed(store, text) == [text]
+    assert await store.renew(text, [text]) == {text: State.QUEUED}
+
+
+async def test_records_are_inserted_all_or_none(store: TaskStore) -> None:
+    (there,) = await kept(store, new())
+    fresh = new()
+    with pytest.raises(StoreUnavailable):
+        await store.insert([fresh, there])
+    assert await all_pages(store, TaskQuery()) == [[there.id]]
+    with pytest.raises(TaskNotFound):
+        await store.load(fresh.id)
+
+
+async def test_inserting_nothing_is_fine(store: TaskStore) -> None:
+    await store.insert([])
+    assert await all_pages(store, TaskQuery()) == [[]]
+
+
+async def test_a_record_that_cannot_be_inserted_fails_alone(store: TaskStore) -> None:
+    (there,) = await kept(store, new())
+    fresh = [new() for _ in range(20)]
+    inserts = [store.insert([record]) for record in [*fresh[:10], there, *fresh[10:]]]
+    answers = await asyncio.gather(*inserts, return_exceptions=True)
+    assert [type(answer) for answer in answers] == [type(None)] * 10 + [StoreUnavailable] + [type(None)] * 10
+    for record in fresh:
+        assert await store.load(record.id) == record
+
+
+async def test_an_insert_whose_caller_is_canceled_harms_nobody(store: TaskStore) -> None:
+    records = [new() for _ in range(20)]
+    inserts = [asyncio.ensure_future(store.insert([record])) for record in records]
+    await asyncio.sleep(0)
+    for insert in inserts[::2]:
+        insert.cancel()
+    await asyncio.gather(*inserts, return_exceptions=True)
+    for record in records[1::2]:
+        assert await store.load(record.id) == record
+    await store.insert([last := new()])
+    assert await store.load(last.id) == last
+
+
+@pytest.mark.parametrize("task_id", ["", "nobody", "\0", "\ud800", "x" * 100_000])
+async def test_an_unknown_task_is_not_found(store: TaskStore, task_id: str) -> None:
+    await kept(store, new())
+    with pytest.raises(TaskNotFound):
+        await store.load(task_id)
+    for view in View:
+        with pytest.raises(TaskNotFound):
+            await store.view(task_id, view)
+
+
+async def test_the_task_of_somebody_else_is_not_found(store: TaskStore) -> None:
+    (record,) = await kept(store, new(owner="ada"))
+    assert await store.load(record.id, owner="ada") == record
+    for owner in ("bob", "", "ADA", "ada\0"):
+        with pytest.raises(TaskNotFound):
+            await store.load(record.id, owner=owner)
+        for view in View:
+            with pytest.raises(TaskNotFound):
+                await store.view(record.id, view, owner=owner)
+
+
+@pytest.mark.parametrize("view", View)
+async def test_a_view_shows_the_record_as_it_was_last_stored(store: TaskStore, view: View) -> None:
+    (record,) = await kept(store, new())
+    for change in (placed, ended, done):
+        assert await store.view(record.id, view) == views.render(record, view)
+        assert (await store.find(TaskQuery(view=view))).views == [views.render(record, view)]
+        record = await stored(store, change(record))
+    assert await store.view(record.id, view, owner="ada") == views.render(record, view)
+
+
+# find.
+
+
+@pytest.mark.parametrize("view", View)
+@pytest.mark.parametrize("owner", [None, "ada"])
+async def test_pages_come_newest_first_and_the_last_one_has_no_token(
+    store: TaskStore, view: View, owner: str | None
+) -> None:
+    records = await kept(store, *(new() for _ in range(6)))
+    newest_first = ids(reversed(records))
+    for size in (1, 2, 3, 4, 6, 7, 2047):
+        pages = await all_pages(store, TaskQuery(view=view, size=size, owner=owner))
+        assert pages == [newest_first[start : start + size] for start in range(0, 6, size)]
+
+
+async def test_pages_neither_skip_nor_repeat_a_task_while_others_are_created(store: TaskStore) -> None:
+    records = await kept(store, *(new() for _ in range(10)))
+    found: list[str] = []
+    query = TaskQuery(size=3, owner="ada")
+    while True:
+        page = await store.find(query)
+        found += shown(page.views)
+        await kept(store, new(), new(owner="bob"))
+        await stored(store, placed(await store.load(records[0].id)))
+        await store.replace(after(await store.load(records[1].id), Noted(f"{len(found)}", NOON)))
+        if page.next_token is None:
+            break
+        query = replace(query, token=page.next_token)
+    assert found == ids(reversed(records))
+
+
+async def test_a_list_of_one_owner_has_nobody_elses_tasks(store: TaskStore) -> None:
+    records = await kept(store, *(new(owner=("ada", "bob", "cyd")[number % 3]) for number in range(12)))
+    for owner in ("ada", "bob", "cyd"):
+        own = [record.id for record in reversed(records) if record.owner == owner]
+        assert await all_pages(store, TaskQuery(owner=owner, size=3)) == [own[:3], own[3:]]
+    assert await all_pages(store, TaskQuery(owner="dan")) == [[]]
+    assert await all_pages(store, TaskQuery()) == [ids(reversed(records))]
+
+
+async def test_a_token_leads_on_with_another_view_or_size(store: TaskStore) -> None:
+    records = await kept(store, *(new() for _ in range(5)))
+    token = (await store.find(TaskQuery(size=2))).next_token
+    page = await store.find(TaskQuery(view=View.FULL, size=256, token=token))
+    assert shown(page.views) == ids(reversed(records[:3]))
+
+
+async def test_a_token_is_refused_for_other_filters(store: TaskStore) -> None:
+    await kept(store, *(new(owner=owner) for owner in ("ada", "bob") * 3))
+    owners = (None, "ada", "bob", "")
+    tokens = {owner: (await store.find(TaskQuery(size=1, owner=owner))).next_token for owner in owners[:3]}
+    for given_for, token in tokens.items():
+        for owner in owners:
+            if owner != given_for:
+                with pytest.raises(InvalidDocument):
+                    await store.find(TaskQuery(owner=owner, token=token))
+
+
+async def test_what_was_never_a_token_is_refused(store: TaskStore) -> None:
+    await kept(store, new(), new())
+    token = (await store.find(TaskQuery(size=1))).next_token
+    assert token is not None
+    never = ["", "-", "x", "0", "1-", "null", "[[" * 10_000, "\0", "\ud800", "٣-٣", "9" * 10_000, f"{'f' * 9999}-00"]
+    never += [token + "0", token[:-1], token.upper() + " ", " " + token, "0" + token, "-" + token, token[::-1]]
+    for wrong in never:
+        with pytest.raises(InvalidDocument) as caught:
+            await store.find(TaskQuery(token=wrong))
+        (problem,) = caught.value.problems
+        assert problem.field == "page_token"
+        assert len(str(caught.value)) < 500
+
+
+# replace.
+
+
+async def test_a_replaced_record_is_the_next_revision(store: TaskStore) -> None:
+    (record,) = await kept(store, new())
+    for revision, change in enumerate((placed, ended, done)):
+        record = change(record)
+        assert await store.replace(record)
+        record = replace(record, revision=revision + 1)
+        assert await store.load(record.id) == record
+
+
+async def test_whoever_is_slower_changes_nothing(store: TaskStore) -> None:
+    (record,) = await kept(store, new())
+    faster = await stored(store, placed(record))
+    slower = after(record, CancelRequested(NOON))
+    assert not await store.replace(slower)
+    assert not await store.replace(replace(slower, revision=7))
+    assert await store.load(record.id) == faster
+    for view in View:
+        assert await store.view(record.id, view) == views.render(faster, view)
+
+
+async def test_of_many_that_replace_the_same_revision_one_wins(store: TaskStore) -> None:
+    (record,) = await kept(store, new())
+    changes = [after(record, Noted(f"{number}", NOON)) for number in range(50)]
+    answers = await asyncio.gather(*(store.replace(change) for change in changes))
+    assert Counter(answers) == {True: 1, False: 49}
+    assert await store.load(record.id) == replace(changes[answers.index(True)], revision=1)
+
+
+async def test_a_task_that_is_not_there_is_not_replaced(store: TaskStore) -> None:
+    assert not await store.replace(new())
+    assert await all_pages(store, TaskQuery()) == [[]]
+
+
+async def test_everything_is_there_after_opening_again(open_store: Callable[[], TaskStore]) -> None:
+    async with open_store() as store:
+        store_id = store.id
+        first, second, third = await kept(store, new(), new(), new())
+        second = await stored(store, placed(second))
+        third = await stored(store, done(await stored(store, placed(third))))
+        token = (await store.find(TaskQuery(size=1))).next_token
+    async with open_store() as store:
+        assert store.id == store_id
+        assert len(store_id) == 32
+        for record in (first, second, third):
+            assert await store.load(record.id) == record
+            assert await store.view(record.id, View.BASIC) == views.render(record, View.BASIC)
+        assert shown((await store.find(TaskQuery(token=token))).views) == [second.id, first.id]
+        await kept(store, fourth := new())
+        assert await all_pages(store, TaskQuery()) == [ids([fourth, third, second, first])]
+
+
+async def test_a_closed_store_says_so(open_store: Callable[[], TaskStore]) -> None:
+    async with open_store() as store:
+        (record,) = await kept(store, new())
+    with pytest.raises(StoreUnavailable):
+        await store.insert([new()])
+    with pytest.raises(StoreUnavailable):
+        await store.load(record.id)
+    with pytest.raises(StoreUnavailable):
+        await store.find(TaskQuery())
+
+
+# claim.
+
+
+async def test_a_claimed_task_is_nobody_elses(store: TaskStore) -> None:
+    (record,) = await kept(store, new())
+    assert await store.claim("a", queued=1, ttl=MINUTE) == [record]
+    assert await claimed(store, "b") == []
+    assert await claimed(store, "a") == []
+
+
+async def test_no_more_queued_tasks_are_claimed_than_asked_for(store: TaskStore) -> None:
+    records = await kept(store, *(new() for _ in range(5)))
+    assert await claimed(store, queued=0) == []
+    assert await claimed(store, queued=2) == ids(records[:2])
+    assert await claimed(store, queued=9) == ids(records[2:])
+
+
+async def test_placed_tasks_are_all_claimed_oldest_first_and_beside_the_queued_ones(store: TaskStore) -> None:
+    records = await kept(store, *(placed(new(owner=owner)) for owner in ("cyd", "ada", "bob")), new(), new())
+    assert await store.claim("a", queued=1, ttl=MINUTE) == records[:4]
+
+
+async def test_a_settled_task_is_claimed_until_nothing_of_its_job_is_left(store: TaskStore) -> None:
+    under_way, settled, over = await kept(store, placed(new()), ended(placed(new())), done(placed(new())))
+    canceled = after(new(), CancelRequested(NOON))
+    await store.insert([canceled])
+    assert await claimed(store) == ids([under_way, settled])
+    await stored(store, done(settled))
+    await store.release("a", settled.id)
+    assert await claimed(store) == []
+    assert (await store.load(over.id)).state is State.COMPLETE
+
+
+async def test_a_task_stays_its_holders_while_it_changes(store: TaskStore) -> None:
+    (record,) = await kept(store, new())
+    await claimed(store)
+    for change in (placed, ended):
+        record = await stored(store, change(record))
+        assert await claimed(store, "b") == []
+        assert await store.renew("a", [record.id]) == {record.id: record.state}
+
+
+async def test_what_is_claimed_is_the_record_as_it_was_last_stored(store: TaskStore) -> None:
+    (record,) = await kept(store, new())
+    record = await stored(store, placed(await stored(store, after(record, Noted("Waiting.", NOON)))))
+    assert await store.claim("a", queued=0, ttl=MINUTE) == [record]
+
+
+async def test_queued_tasks_are_taken_from_their_owners_in_turn_and_each_owners_oldest_first(store: TaskStore) -> None:
+    mass = await kept(store, *(new(owner="ada") for _ in range(100)))
+    few = await kept(store, *(new(owner=owner) for owner in ("bob", "cyd", "bob", "")))
+    taken = await store.claim("a", queued=9, ttl=MINUTE)
+    assert Counter(record.owner for record in taken) == {"ada": 5, "bob": 2, "cyd": 1, "": 1}
+    assert Counter(record.owner for record in taken[:4]) == {"ada": 1, "bob": 1, "cyd": 1, "": 1}
+    for owner in ("ada", "bob"):
+        own = [record for record in (*mass, *few) if record.owner == owner]
+        assert [record for record in taken if record.owner == owner] == own[: 5 if owner == "ada" else 2]
+
+
+async def test_owners_take_turns_also_where_tasks_are_claimed_one_by_one(store: TaskStore) -> None:
+    await kept(store, *(new(owner=owner) for owner in "aaaabbbc"))
+    turns = [(await store.claim(holder, queued=1, ttl=MINUTE))[0].owner for holder in "xyxyxyxy"]
+    assert Counter(turns[:3]) == {"a": 1, "b": 1, "c": 1}
+    assert Counter(turns[3:5]) == {"a": 1, "b": 1}
+    assert Counter(turns[5:7]) == {"a": 1, "b": 1}
+    assert turns[7] == "a"
+
+
+async def test_nobody_claims_what_another_claims_at_the_same_time(store: TaskStore) -> None:
+    records = await kept(store, *(new(owner=f"user{n % 3}") for n in range(40)), *(placed(new()) for _ in range(20)))
+    answers = await asyncio.gather(*(claimed(store, f"holder{n}", queued=3) for n in range(30)))
+    assert sorted(task_id for answer in answers for task_id in answer) == sorted(ids(records))
+
+
+async def test_tasks_whose_claim_was_canceled_are_given_back(store: TaskStore) -> None:
+    records = await kept(store, *(new() for _ in range(3)))
+    claim = asyncio.ensure_future(claimed(store, "a"))
+    await asyncio.sleep(0)
+    claim.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await claim
+    again: list[str] = []
+    async with asyncio.timeout(30):
+        while len(again) < 3:
+            again += await claimed(store, "b")
+    assert sorted(again) == sorted(ids(records))
+
+
+# Leases that go stale.
+
+
+async def test_a_holder_whose_number_stands_still_for_ttl_loses_its_leases(store: TaskStore, clock: Clock) -> None:
+    queued, under_way = await kept(store, new(), placed(new()))
+    assert len(await claimed(store, "dead")) == 2
+    assert await claimed(store, "b") == []
+    clock.now_s += 59.9
+    assert await claimed(store, "b") == []
+    clock.now_s += 0.1
+    assert await claimed(store, "b") == ids([under_way, queued])
+    assert await store.renew("dead", [queued.id, under_way.id]) == {}
+    assert set(await store.renew("b", [queued.id, under_way.id])) == {queued.id, under_way.id}
+
+
+async def test_a_holder_that_renews_keeps_its_leases(store: TaskStore, clock: Clock) -> None:
+    (record,) = await kept(store, new())
+    await claimed(store, "a")
+    for _ in range(10):
+        assert await claimed(store, "b") == []
+        clock.now_s += 50
+        assert await store.renew("a", [record.id]) == {record.id: State.QUEUED}
+    assert await claimed(store, "b") == []
+    clock.now_s += 60
+    assert await claimed(store, "b") == [record.id]
+
+
+async def test_only_what_the_taker_has_seen_standing_still_counts(store: TaskStore, clock: Clock) -> None:
+    (record,) = await kept(store, new())
+    await claimed(store, "a")
+    clock.now_s += 1000
+    assert await claimed(store, "b") == []
+    clock.now_s += 60
+    assert await claimed(store, "b") == [record.id]
+
+
+async def test_each_holder_goes_stale_on_its_own(store: TaskStore, clock: Clock) -> None:
+    records = await kept(store, *(new() for _ in range(4)))
+    assert await claimed(store, "living", queued=2) == ids(records[:2])
+    assert await claimed(store, "dead", queued=2) == ids(records[2:])
+    assert await claimed(store, "c") == []
+    clock.now_s += 60
+    await store.renew("living", ids(records[:2]))
+    assert await claimed(store, "c") == ids(records[2:])
+    assert set(await store.renew("living", ids(records))) == set(ids(records[:2]))
+
+
+async def test_a_holder_does_not_lose_its_leases_to_itself(store: TaskStore, clock: Clock) -> None:
+    (record,) = await kept(store, new())
+    for _ in range(3):
+        assert await claimed(store, "a") in ([record.id], [])
+        clock.now_s += 100
+    assert await claimed(store, "a") == []
+    assert await store.renew("a", [record.id]) == {record.id: State.QUEUED}
+
+
+async def test_a_holder_that_was_idle_for_long_is_not_stale_when_it_claims(store: TaskStore, clock: Clock) -> None:
+    (first,) = await kept(store, new())
+    await claimed(store, "a")
+    await claimed(store, "b")
+    await store.release("a", first.id)
+    await claimed(store, "b")
+    clock.now_s += 1000
+    (second,) = await kept(store, new())
+    assert await claimed(store, "a") == [second.id]
+    assert await claimed(store, "c") == []
+
+
+# renew, release.
+
+
+async def test_renewing_tells_the_states_of_the_named_tasks_that_are_still_held(store: TaskStore) -> None:
+    own, also_own, not_named, others, free = await kept(store, *(new(owner=f"user{n}") for n in range(5)))
+    assert await claimed(store, "a", queued=3) == ids([own, also_own, not_named])
+    assert await claimed(store, "b", queued=1) == [others.id]
+    await stored(store, after(await stored(store, placed(own)), CancelRequested(NOON)))
+    await stored(store, after(also_own, CancelRequested(NOON)))
+    named = [own.id, also_own.id, others.id, free.id, "nobody"]
+    assert await store.renew("a", named) == {own.id: State.CANCELING, also_own.id: State.CANCELED}
+    assert await store.renew("nobody", named) == {}
+    assert await store.renew("a", []) == {}
+
+
+async def test_thousands_of_leases_are_renewed_at_once(store: TaskStore) -> None:
+    records = await kept(store, *(placed(new()) for _ in range(3000)))
+    assert len(await claimed(store)) == 3000
+    assert await store.renew("a", ids(records)) == dict.fromkeys(ids(records), State.QUEUED)
+
+
+async def test_a_released_task_can_be_claimed_again(store: TaskStore) -> None:
+    queued, under_way = await kept(store, new(), placed(new()))
+    for holder in ("a", "b", "a"):
+        assert await claimed(store, holder) == ids([under_way, queued])
+        for record in (queued, under_way):
+            await store.release(holder, record.id)
+    assert await store.renew("a", ids([queued, under_way])) == {}
+
+
+async def test_nobody_can_claim_a_postponed_task_before_it_is_due(store: TaskStore) -> None:
+    queued, under_way = await kept(store, new(), placed(new()))
+    await claimed(store)
+    now = datetime.now(UTC)
+    for record in (queued, under_way):
+        await store.release("a", record.id, not_before=now + timedelta(hours=1))
+    assert await claimed(store, "a") == await claimed(store, "b") == []
+    await stored(store, after(queued, Noted("Try again.", NOON)))
+    await stored(store, after(under_way, Noted("Try again.", NOON)))
+    assert await claimed(store) == ids([under_way, queued])
+    for record in (queued, under_way):
+        await store.release("a", record.id, not_before=now - timedelta(seconds=1))
+    assert await claimed(store, "b") == ids([under_way, queued])
+
+
+async def test_a_postponed_task_does_not_keep_those_behind_it_waiting(store: TaskStore) -> None:
+    first, second = await kept(store, new(), new())
+    assert await claimed(store, queued=1) == [first.id]
+    await store.release("a", first.id, not_before=datetime.now(UTC) + timedelta(hours=1))
+    assert await claimed(store, queued=1) == [second.id]
+
+
+async def test_canceling_makes_a_postponed_task_due_at_once(store: TaskStore) -> None:
+    (record,) = await kept(store, placed(new()))
+    await claimed(store)
+    await store.release("a", record.id, not_before=datetime.now(UTC) + timedelta(days=1))
+    canceling = await stored(store, after(record, CancelRequested(NOON)))
+    assert await store.claim("b", queued=0, ttl=MINUTE) == [canceling]
+
+
+async def test_what_somebody_else_holds_is_not_released(store: TaskStore) -> None:
+    held, free = await kept(store, new(), new())
+    assert await claimed(store, "a", queued=1) == [held.id]
+    later = datetime.now(UTC) + timedelta(hours=1)
+    for task_id in (held.id, free.id, "nobody"):
+        await store.release("b", task_id, not_before=later)
+    assert await claimed(store, "b") == [free.id]
+    assert await store.renew("a", [held.id]) == {held.id: State.QUEUED}
