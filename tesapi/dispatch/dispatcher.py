@@ -75,8 +75,8 @@ class Dispatcher:
     async def _round(self, children: asyncio.TaskGroup) -> None:
         try:
             await self._renew()
-            for task_id, not_before in list(self._unreleased.items()):
-                await self._release(task_id, not_before)
+            for task_id in list(self._unreleased):
+                await self._release(task_id, self._unreleased.pop(task_id))
             if not self._driven:
                 await self._claim(children, queued=0)  # what is placed takes room before anything new does
             room = sum(destination.backend.capacity.max_jobs for destination in self._driver.destinations.values())
@@ -126,10 +126,10 @@ class Dispatcher:
                 self._news.set()
 
     async def _release(self, task_id: str, not_before: datetime | None) -> None:
-        self._unreleased[task_id] = not_before
-        with contextlib.suppress(StoreUnavailable):
+        try:
             await self._store.release(self._holder, task_id, not_before=not_before)
-            del self._unreleased[task_id]
+        except StoreUnavailable:
+            self._unreleased[task_id] = not_before  # the next round tries again; meanwhile nobody can claim it
 
     async def _attempt(self, record: TaskRecord, driven: _Driven) -> float | None:
         """Drive the task; seconds to wait before the next try, or None where it is done."""
