@@ -19,6 +19,7 @@ from tesapi.backends.runtimes import BASE_IMAGES, RuntimeProbe
 from tesapi.dispatch.dispatcher import Dispatcher
 from tesapi.dispatch.drive import Driver
 from tesapi.dispatch.routing import Destination
+from tesapi.errors import ConfigurationProblem
 from tesapi.runner.runtimes.bubblewrap import HOST
 from tesapi.settings import Settings
 from tesapi.store.base import TaskStore
@@ -37,6 +38,7 @@ async def running(settings: Settings) -> AsyncIterator[FastAPI]:
     alive and drives nothing is the worst kind of dead. Raises ConfigurationProblem.
     """
     async with contextlib.AsyncExitStack() as stack:
+        _make_default_root(settings)
         store: TaskStore = await stack.enter_async_context(SqliteStore(settings.sqlite_path))
         backends = {name: await stack.enter_async_context(b) for name, b in _backends(settings, store.id).items()}
         tasks = Tasks(store, backends)
@@ -102,6 +104,16 @@ def _backends(settings: Settings, store_id: str) -> dict[str, Backend]:
         return {}
     directory = settings.server.data_dir / "jobs" / store_id
     return {"local": LocalBackend(directory, _local_capacity(settings), _probe(settings, directory))}
+
+
+def _make_default_root(settings: Settings) -> None:
+    """The folder for files below our own data; roots that the operator names are theirs to make."""
+    if settings.storage.file.roots is None:
+        for root in settings.file_roots:
+            try:
+                root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigurationProblem(f"server.data_dir: {root} cannot be made: {error.strerror}.") from error
 
 
 def _probe(settings: Settings, directory: Path) -> RuntimeProbe:

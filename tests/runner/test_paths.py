@@ -87,6 +87,12 @@ def test_a_root_may_itself_be_a_link(root: pathlib.Path) -> None:
     assert storage.unsupported(str(root / "file"), "get") is None
 
 
+def test_a_root_that_is_not_there_is_named(tmp_path: pathlib.Path) -> None:
+    storage = FileStorage({"roots": [str(tmp_path / "none")]})
+    sentence = f"{tmp_path}/none/file: the storage root {tmp_path}/none is not a directory on this machine."
+    assert storage.unsupported(str(tmp_path / "none" / "file"), "put") == sentence
+
+
 def test_a_file_exchanged_between_judging_and_reading_does_not_get_out(root: pathlib.Path) -> None:
     storage, url = _storage(root), str(root / "file")
     assert storage.unsupported(url, "get") is None

@@ -33,8 +33,11 @@ class FileStorage:
         if operation == "put" and not path.rstrip("/").strip("/"):
             return f"{url}: not a place for a file."
         parent = path if operation == "get" else os.path.dirname(path.rstrip("/"))
-        if not self._allows(os.path.realpath(parent)):
+        root = next((root for root in self._roots if is_within(os.path.realpath(parent), root)), None)
+        if root is None:
             return self._outside(url)
+        if not os.path.isdir(root):
+            return f"{url}: the storage root {plain(root)} is not a directory on this machine."
         return None
 
     def get(self, url: str, path: str, check: Callable[[], None]) -> None:
