@@ -38,7 +38,7 @@ from tesapi.tes.models import TaskDocument
 from tesapi.tes.states import State, advance, is_settled
 
 MAX_NOTES = 200
-"""How many notes a record keeps; later ones are dropped after one that says so."""
+"""How many notes a record keeps; later ones are dropped after one that says so, but for those on how a job ended."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,13 +185,23 @@ def _with_note(progress: Progress, note: Note) -> Progress:
 
 
 def _appended(notes: tuple[Note, ...], note: Note) -> tuple[Note, ...]:
-    # Errors of the operating system quote names of files as they are, and what is no Unicode cannot be stored.
-    note = Note(note.at, note.text.encode("utf-8", "replace").decode())
+    note = _storable(note)
     if len(notes) > MAX_NOTES or (notes and notes[-1].text == note.text):
         return notes
     if len(notes) == MAX_NOTES:
         note = Note(note.at, "Further notes were dropped.")
     return (*notes, note)
+
+
+def _with_last_word(notes: tuple[Note, ...], note: Note) -> tuple[Note, ...]:
+    """How the job ended is told however much was noted before."""
+    note = _storable(note)
+    return notes if notes and notes[-1].text == note.text else (*notes, note)
+
+
+def _storable(note: Note) -> Note:
+    # Errors of the operating system quote names of files as they are, and what is no Unicode cannot be stored.
+    return Note(note.at, note.text.encode("utf-8", "replace").decode())
 
 
 def _place(record: TaskRecord, event: Placed) -> TaskRecord:
@@ -229,7 +239,7 @@ def _with_word_on_cancel(attempt: Attempt, state: State, end: JobEnded) -> Attem
         text = "The job was stopped from outside; nobody had asked this server to cancel it."
     else:
         return attempt
-    return replace(attempt, notes=_appended(attempt.notes, Note(end.at, text)))
+    return replace(attempt, notes=_with_last_word(attempt.notes, Note(end.at, text)))
 
 
 def _advance_attempt(attempt: Attempt, event: Prepared | Reported | Lost | Discarded) -> Attempt:
@@ -241,7 +251,7 @@ def _advance_attempt(attempt: Attempt, event: Prepared | Reported | Lost | Disca
         case Lost(reason=reason, at=at):
             if attempt.ended is not None:
                 return attempt
-            return replace(attempt, ended=at, notes=_appended(attempt.notes, Note(at, reason)))
+            return replace(attempt, ended=at, notes=_with_last_word(attempt.notes, Note(at, reason)))
         case Reported(line=line):
             # Lines come in order and from the first one, as often as somebody asks: a gap means that the missing
             # ones will be told again, and this one with them.
@@ -270,7 +280,7 @@ def _with_line(attempt: Attempt, line: RunnerEvent) -> Attempt:
         case OutputStored(url=url, path=path, size_bytes=size_bytes):
             return replace(attempt, outputs=(*attempt.outputs, StoredOutput(url, path, size_bytes)))
         case JobEnded(at=at, reason=reason):
-            notes = attempt.notes if reason is None else _appended(attempt.notes, Note(at, reason))
+            notes = attempt.notes if reason is None else _with_last_word(attempt.notes, Note(at, reason))
             return replace(attempt, ended=at, notes=notes)
         case _:
             assert_never(line)

@@ -137,7 +137,7 @@ def assert_legal(record: TaskRecord) -> None:
     if not is_settled(state):
         assert all(each.ended is None for each in attempts[-1:])
     for notes in (record.progress.notes, *(each.notes for each in attempts)):
-        assert len(notes) <= MAX_NOTES + 1
+        assert len(notes) <= MAX_NOTES + 3  # that some were dropped, how the job ended, that it was canceled
         assert all(one.text != other.text for one, other in itertools.pairwise(notes))
     for each in attempts:
         assert len(each.executors) + len(each.outputs) <= each.seq
@@ -455,6 +455,7 @@ def test_notes_are_kept_up_to_a_number_and_the_last_one_says_so() -> None:
     assert texts(record) == [*(f"{number}" for number in range(MAX_NOTES)), "Further notes were dropped."]
     ended = after(record, *reported(end(attempt_of(record).seq + 1, Outcome.SYSTEM_ERROR, "The disk is full.")))
     assert ended.state is State.SYSTEM_ERROR
+    assert texts(ended)[-1] == "The disk is full."
 
 
 def test_a_note_in_no_unicode_can_be_stored() -> None:

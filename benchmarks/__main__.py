@@ -1,0 +1,34 @@
+"""`make bench`: each figure beside a reference that is measured in the same run, alternately; ratios of medians.
+
+Absolute figures change from machine to machine. What is compared:
+
+- creating a task durably, and reading one in the MINIMAL view, beside an *empty* FastAPI route that returns bytes, on
+  the same uvicorn with the same settings, 64 connections, a body of 1.6 KB;
+- no-op tasks on the local backend, from POST to COMPLETE, beside a bare loop that starts the same sandboxes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import sys
+import tempfile
+
+from benchmarks import http, local
+
+
+def main() -> int:
+    """Run the benchmarks that are named, or all."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("names", nargs="*", help="which; all without a name")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each, of which the median counts")
+    options = parser.parse_args()
+    for name, run in (("http", http.run), ("local", local.run)):
+        if not options.names or name in options.names:
+            with tempfile.TemporaryDirectory() as folder:
+                run(pathlib.Path(folder), options.rounds)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
