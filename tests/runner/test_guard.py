@@ -20,14 +20,8 @@ from tests.jobs import JobPlace, children_of, only, outcome, parse, pid_alive, s
 
 
 def _started(place: JobPlace) -> dict[str, Any]:
-    return until(lambda: _json(place.directory / "metadata" / "started"), "the mark of the start")
-
-
-def _json(path: pathlib.Path) -> dict[str, Any] | None:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return None
+    """The first event of the report; the watchdog watches by then."""
+    return until(place.report, "the start")[0]
 
 
 def _counting(place: JobPlace) -> dict[str, Any]:
