@@ -79,14 +79,18 @@ class Dispatcher:
                 await self._release(task_id, self._unreleased.pop(task_id))
             if not self._driven:
                 await self._claim(children, queued=0)  # what is placed takes room before anything new does
-            room = sum(destination.backend.capacity.max_jobs for destination in self._driver.destinations.values())
-            await self._claim(children, queued=max(0, room - len(self._driven)))
+            await self._claim(children, queued=self._room())
         except StoreUnavailable as error:
             if not self._failing:
                 _log.error("The store does not answer; trying again: %s", error)
             self._failing = True
         else:
             self._failing = False
+
+    def _room(self) -> int:
+        """How many more tasks may be driven now."""
+        room = sum(destination.backend.capacity.max_jobs for destination in self._driver.destinations.values())
+        return max(0, room - len(self._driven))
 
     async def _claim(self, children: asyncio.TaskGroup, *, queued: int) -> None:
         for record in await self._store.claim(self._holder, queued=queued, ttl=self._lease):
@@ -109,7 +113,7 @@ class Dispatcher:
         driven = self._driven.get(task_id)
         if driven is not None and state is State.CANCELING:
             driven.canceling.set()
-        if driven is None:
+        if driven is None and (self._room() > 0 or state is State.CANCELING):
             self._news.set()
 
     async def _see_through(self, record: TaskRecord, driven: _Driven) -> None:
