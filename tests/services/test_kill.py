@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.jobs import processes_with, until
+from tests.jobs import processes_with, sandboxes, until
 from tests.services.server import SETTLED, Server
 
 SIZE = int(os.environ.get("TESAPI_TEST_SIZE", "60"))
@@ -161,7 +161,10 @@ def test_the_service_is_killed_again_and_again(
         tasks = {task["id"]: task for task in server.all("FULL")}
         until(lambda: not server.jobs, "job directories to be removed")
     _check(poster, tasks, Counter(counting.said))
-    until(lambda: not processes_with(str(tmp_path)), "runners, watchdogs and sandboxes to be gone")
+    until(lambda: not processes_with(str(tmp_path)), "runners and watchdogs to be gone")
+    job_ids = [log["metadata"]["job_id"] for task in tasks.values() for log in task["logs"] if "metadata" in log]
+    assert job_ids
+    assert [job_id for job_id in job_ids if sandboxes(job_id)] == []
     print(f"\nkill suite: seed {SEED}, {KILLS} kills, {len(poster.posted)} tasks posted, {len(tasks)} stored,", end=" ")
     print(f"{poster.acknowledged} acknowledged")
     print(f"states: {dict(Counter(task['state'] for task in tasks.values()))}")
