@@ -23,11 +23,12 @@ class Input(NamedTuple):
 
 
 class Output(NamedTuple):
-    """A file to be stored at `url` when the executors have ended."""
+    """A file or directory to be stored at `url` when the executors have ended; `path` may have wildcards."""
 
     path: str
     type: str
     url: str
+    path_prefix: str
 
 
 class Step(NamedTuple):
@@ -94,7 +95,7 @@ def _job(document: Dict[str, Any]) -> Job:
         job_id=job_id,
         steps=[_step(job_id, number, step) for number, step in enumerate(document["executors"])],
         inputs=[Input(i["path"], i["type"], i.get("url"), i.get("content")) for i in document["inputs"]],
-        outputs=[Output(o["path"], o["type"], o["url"]) for o in document["outputs"]],
+        outputs=[Output(o["path"], o["type"], o["url"], o.get("path_prefix", "")) for o in document["outputs"]],
         volumes=list(document["volumes"]),
         storage=document["storage"],
         runtime=document["runtime"],

@@ -10,6 +10,7 @@ import os
 import posixpath
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
+from . import wildcards
 from .job import Job, Refused
 
 _RESERVED = ("/proc", "/sys", "/dev")
@@ -45,6 +46,7 @@ def is_within(path: str, directory: str) -> bool:
 def plan(job: Job, work: str) -> Layout:
     """The mounts that `job` needs, with sources below `work`. Raises Refused for a path that cannot be a mount."""
     outputs = {normal(output.path) for output in job.outputs}
+    wanted = _wanted_folders(job)
     folders = _writable_folders(job)
     mounts = [
         Mount(os.path.join(work, "root") if folder == "/" else os.path.join(work, "files", str(number)), folder, True)
@@ -56,7 +58,8 @@ def plan(job: Job, work: str) -> Layout:
         path = _mountable(item.path)
         if claimed.setdefault(path, (item.url, item.content)) != (item.url, item.content):
             raise Refused(f"Two different inputs have the path {path}.")
-        if path in outputs:  # as Cromwell's scripts are: a copy that the task may write over
+        # A copy that the task may write over: as Cromwell's scripts are, and folders into which outputs go.
+        if path in outputs or any(is_within(folder, path) for folder in wanted):
             staged.append(_beneath(mounts, path))
         else:
             staged.append(os.path.join(work, "in", str(number)))
@@ -158,7 +161,7 @@ def _writable_folders(job: Job) -> List[str]:
 
 def _wanted_folders(job: Job) -> List[str]:
     wanted = {_mountable(volume) for volume in job.volumes}
-    wanted.update(posixpath.dirname(_mountable(output.path)) for output in job.outputs)
+    wanted.update(posixpath.dirname(_mountable(wildcards.fixed_part(output.path))) for output in job.outputs)
     for step in job.steps:
         for stream in (step.stdout, step.stderr):
             if stream and stream != DISCARD:

@@ -3,78 +3,138 @@
 from __future__ import annotations
 
 import os
-import re
 import stat
-from typing import Callable, List, Optional
+from typing import Callable, List, Optional, Set, Tuple
 
+from . import wildcards
 from .job import Input, Job, Output, Refused
-from .mounts import Layout, Namespace
+from .mounts import Layout, Namespace, normal
 from .report import Report, plain
-from .storage.base import StorageFailure, Storages
+from .storage.base import StorageFailure, Storages, below
 
-_WILDCARD = re.compile(r"[*?\[]")
+Check = Callable[[], None]
 
 
 def refusal(job: Job, storages: Storages) -> Optional[str]:
     """A sentence on the first file of the job that cannot be moved, or None. Nothing is moved to find out."""
     for item in job.inputs:
-        if item.type != "FILE":
-            return f"The input {item.path} is a {item.type}: this version of the runner stages single files."
         if item.content is None:
             sentence = storages.unsupported(item.url or "", "get")
             if sentence is not None:
                 return sentence
     for output in job.outputs:
-        if output.type != "FILE":
-            return f"The output {output.path} is a {output.type}: this version of the runner stores single files."
-        if _WILDCARD.search(output.path):
-            return f"The output {output.path} has wildcards: this version of the runner stores single files."
         sentence = storages.unsupported(output.url, "put")
         if sentence is not None:
             return sentence
     return None
 
 
-def stage_in(job: Job, layout: Layout, storages: Storages, check: Callable[[], None]) -> None:
+def stage_in(job: Job, layout: Layout, storages: Storages, check: Check) -> None:
     """Put each input where the layout wants it. Raises StorageFailure."""
+    staged: Set[str] = set()
     for item, path in zip(job.inputs, layout.staged_inputs):
         check()
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        if os.path.lexists(path):
+        if path in staged:
             continue  # the same input twice
+        staged.add(path)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
         if item.content is not None:
             _write(item, path)
-        else:
-            storages.of(item.url or "").get(item.url or "", path, check)
+            continue
+        storages.of(item.url or "").get(item.url or "", path, check)
+        # The other way round is no mistake: clients call directories files where they do not know better.
+        if item.type == "DIRECTORY" and not os.path.isdir(path):
+            raise StorageFailure(f"{item.url} is a file, and the input {item.path} is to be a directory.")
 
 
-def stage_out(job: Job, layout: Layout, storages: Storages, report: Report, check: Callable[[], None]) -> List[str]:
+def stage_out(job: Job, layout: Layout, storages: Storages, report: Report, check: Check) -> List[str]:
     """Store each output that is there, and report it; a sentence for each that is not there or could not be stored."""
-    namespace = Namespace(layout.mounts)
+    out = _Out(Namespace(layout.mounts), storages, report, check)
     problems: List[str] = []
     for output in job.outputs:
         check()
         try:
-            path = _existing_file(output, namespace)
-            stored = storages.of(output.url).put(path, output.url, check)
+            out.store(output)
         except (Refused, StorageFailure) as error:
             problems.append(plain(str(error)))
-            continue
-        report.write("output", url=plain(stored.url), path=output.path, size_bytes=stored.size_bytes)
     return problems
 
 
-def _existing_file(output: Output, namespace: Namespace) -> str:
-    path = namespace.resolve(output.path)
-    try:
-        mode = os.lstat(path).st_mode
-    except OSError as error:
-        raise Refused(f"The output {output.path} was not written by the task ({error.strerror}).") from error
-    if stat.S_ISDIR(mode):
-        raise Refused(f"The output {output.path} is a directory: this version of the runner stores single files.")
-    if not stat.S_ISREG(mode):
-        raise Refused(f"The output {output.path} is not a regular file.")
-    return path
+class _Out:
+    """The way out of the containers: paths inside, links followed inside, nothing from elsewhere."""
+
+    def __init__(self, namespace: Namespace, storages: Storages, report: Report, check: Check) -> None:
+        self._namespace = namespace
+        self._storages = storages
+        self._report = report
+        self._check = check
+
+    def store(self, output: Output) -> None:
+        path = normal(output.path)
+        if not wildcards.has(path) or self._status(path) is not None:
+            if not self._store(path, output.url.rstrip("/") or output.url, output.type, ()):
+                raise Refused(f"The output {output.path} was not written by the task (No such file or directory).")
+            return
+        prefix, url = wildcards.base(path, output.path_prefix, output.url)
+        found = self._matching(wildcards.segments(path))
+        for match in found:
+            self._store(match, below(url.rstrip("/"), wildcards.relative(match, prefix)), "FILE", ())
+        if not found:
+            self._report.write("note", text=f"Nothing matches the output {output.path}.")
+
+    def _store(self, path: str, url: str, kind: str, above: Tuple[str, ...]) -> bool:
+        """Store a file, or a directory with all that is in it; False where there is nothing."""
+        self._check()
+        where = self._namespace.resolve(path)
+        mode = self._status(path)
+        if mode is None:
+            return False
+        if stat.S_ISDIR(mode):
+            self._store_folder(path, where, url, above)
+            return True
+        if kind == "DIRECTORY":
+            raise Refused(f"The output {path} is a file, and was to be a directory.")
+        if not stat.S_ISREG(mode):
+            raise Refused(f"The output {path} is not a regular file.")
+        stored = self._storages.of(url).put(where, url, self._check)
+        self._report.write("output", url=plain(stored.url), path=plain(path), size_bytes=stored.size_bytes)
+        return True
+
+    def _store_folder(self, path: str, where: str, url: str, above: Tuple[str, ...]) -> None:
+        if where in above:
+            self._report.write("note", text=plain(f"{path} leads to a folder around it, and was not stored."))
+            return
+        self._storages.of(url).make_folder(url)
+        for name in sorted(self._names(path)):
+            inner = path.rstrip("/") + "/" + name
+            try:
+                self._store(inner, below(url, name), "FILE", (*above, where))
+            except Refused as refused:  # a link out of the task, or a FIFO: no reason to lose the rest
+                self._report.write("note", text=plain(f"Not stored: {refused}"))
+
+    def _matching(self, pattern: List[str]) -> List[str]:
+        found = [""]
+        for segment in pattern:
+            if wildcards.has(segment):
+                found = [
+                    f"{path}/{name}" for path in found for name in self._names(path) if wildcards.matches(name, segment)
+                ]
+            else:
+                found = [f"{path}/{segment}" for path in found]
+        return sorted(path for path in found if self._status(path) is not None)
+
+    def _names(self, path: str) -> List[str]:
+        """What is in a directory of the task; nothing where it is none."""
+        try:
+            return os.listdir(self._namespace.resolve(path or "/"))
+        except (Refused, NotADirectoryError, FileNotFoundError):
+            return []
+
+    def _status(self, path: str) -> Optional[int]:
+        try:
+            return os.lstat(self._namespace.resolve(path)).st_mode
+        except (Refused, NotADirectoryError, FileNotFoundError):
+            return None
 
 
 def _write(item: Input, path: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any, Callable, Dict, NamedTuple, Optional, Protocol
 
 SCHEMES = {
     "file": "file:FileStorage",
 }
 """Scheme -> module and class beside this one, imported when a job has such a URL."""
+
+
+_UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")  # RFC 3986, and /
 
 
 class StorageFailure(Exception):
@@ -29,7 +33,13 @@ class Storage(Protocol):
         """A sentence on why `operation` ("get" or "put") cannot be done with `url`, or None. Moves nothing."""
 
     def get(self, url: str, path: str, check: Callable[[], None]) -> None:
-        """Copy the file at `url` to `path`, which does not exist. Raises StorageFailure."""
+        """Copy what is at `url`, a file to `path`, which does not exist, or a directory's entries into `path`.
+
+        Raises StorageFailure.
+        """
+
+    def make_folder(self, url: str) -> None:
+        """Have a directory at `url`, where the storage has directories; else do nothing. Raises StorageFailure."""
 
     def put(self, path: str, url: str, check: Callable[[], None]) -> StoredFile:
         """Copy the file at `path` to `url`: all of it or nothing. What was there is replaced. Raises StorageFailure."""
@@ -58,6 +68,20 @@ class Storages:
             make = getattr(importlib.import_module("." + module, __package__), name)
             self._made[scheme] = make(self._settings[scheme])
         return self._made[scheme]
+
+
+def below(url: str, relative: str) -> str:
+    """The URL of `relative`, a path as it is, below the directory at `url`."""
+    if not relative:
+        return url
+    if not url.startswith("/"):
+        relative = "".join(_quoted(byte) for byte in os.fsencode(relative))
+    return url.rstrip("/") + "/" + relative
+
+
+def _quoted(byte: int) -> str:
+    character = chr(byte)
+    return character if character in _UNRESERVED else f"%{byte:02X}"
 
 
 def _scheme(url: str) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from ..mounts import is_within
 from ..report import plain
 from .base import StorageFailure, StoredFile
 
 _CHUNK = 16 << 20
+_Identity = Tuple[int, int]
 
 
 class FileStorage:
@@ -48,21 +49,62 @@ class FileStorage:
             raise StorageFailure(f"{url} cannot be read: {error.strerror}.") from error
         try:
             self._confirm(source, url)
-            mode = os.fstat(source).st_mode
-            if stat.S_ISDIR(mode):
-                raise StorageFailure(f"{url} is a directory; this server stages single files.")
-            if not stat.S_ISREG(mode):
-                raise StorageFailure(f"{url} is not a regular file.")
-            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-            try:
-                _copy(source, target, check)
-                os.fchmod(target, 0o644 | (mode & 0o111))
-            finally:
-                os.close(target)
+            self._get(source, path, url, check, ())
         except OSError as error:
             raise StorageFailure(f"{url} cannot be staged in: {error.strerror}.") from error
         finally:
             os.close(source)
+
+    def _get(self, source: int, path: str, url: str, check: Callable[[], None], above: Tuple[_Identity, ...]) -> None:
+        status = os.fstat(source)
+        if stat.S_ISDIR(status.st_mode):
+            self._get_folder(source, path, url, check, (*above, (status.st_dev, status.st_ino)))
+        elif stat.S_ISREG(status.st_mode):
+            target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                _copy(source, target, check)
+                os.fchmod(target, 0o644 | (status.st_mode & 0o111))
+            finally:
+                os.close(target)
+        else:
+            raise StorageFailure(f"{url} is, or has in it, something that is neither a file nor a directory.")
+
+    def _get_folder(
+        self, source: int, path: str, url: str, check: Callable[[], None], above: Tuple[_Identity, ...]
+    ) -> None:
+        os.makedirs(path, 0o755, exist_ok=True)  # an output's folder may have been made there beforehand
+        for name in sorted(os.listdir(source)):
+            check()
+            target = os.path.join(path, name)
+            inner = self._open_entry(source, name, above)
+            if inner is None:
+                os.symlink(os.readlink(name, dir_fd=source), target)
+                continue
+            try:
+                self._get(inner, target, url, check, above)
+            finally:
+                os.close(inner)
+
+    def _open_entry(self, folder: int, name: str, above: Tuple[_Identity, ...]) -> Optional[int]:
+        """What `name` is, or leads to. None for a link that stays one: into nothing, into a folder around it, or out
+        of the roots; whoever reads it in the container finds there what the container has."""
+        if not stat.S_ISLNK(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode):
+            return os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
+        try:
+            inner = os.open(name, os.O_RDONLY | os.O_NONBLOCK, dir_fd=folder)
+        except OSError:
+            return None
+        status = os.fstat(inner)
+        if self._allows(os.readlink(f"/proc/self/fd/{inner}")) and (status.st_dev, status.st_ino) not in above:
+            return inner
+        os.close(inner)
+        return None
+
+    def make_folder(self, url: str) -> None:
+        try:
+            os.close(self._open_folder(path_of(url).rstrip("/"), url))
+        except OSError as error:
+            raise StorageFailure(f"{url} cannot be made: {error.strerror}.") from error
 
     def put(self, path: str, url: str, check: Callable[[], None]) -> StoredFile:
         folder, name = os.path.split(path_of(url).rstrip("/"))
