@@ -23,7 +23,7 @@ from tesapi.backends.runtimes import RuntimeProbe
 from tesapi.backends.slots import Need, Slots
 from tesapi.errors import BackendUnavailable, JobLost
 from tesapi.jobs.plan import Job
-from tesapi.runner.guard import start_time
+from tesapi.runner.guard import living
 from tesapi.runner.job import Places
 from tesapi.tes.events import Handle, JobEnded, RunnerEvent, parse_line
 
@@ -100,7 +100,7 @@ class LocalBackend:
     async def start(self, handle: Handle, job: Job) -> None:
         places = self._places(handle)
         need = Need(job.cpu_cores, job.ram_gb)
-        if _runner_pid(places) is not None:
+        if living(places.started) is not None:
             self._slots.occupy(job.job_id, need)
             return
         if _has_ended(places):
@@ -185,16 +185,16 @@ class LocalBackend:
             self._launching.discard(job_id)
 
     def _runner_lives(self, places: Places) -> bool:
-        """Whether a process that runs or watches the job is known to live; a child that has ended is reaped."""
+        """Whether a process that runs the job is known to live; a child that has ended is reaped."""
         runner = self._runners.get(_job_id(places))
         if runner is not None and runner.poll() is None:
             return True
-        return _runner_pid(places) is not None
+        return living(places.started) is not None
 
     async def _news(self, places: Places, timeout_s: float) -> None:
         """Wait for the end of the runner's process, at most `timeout_s`."""
         runner = self._runners.get(_job_id(places))
-        pid = runner.pid if runner is not None and runner.poll() is None else _runner_pid(places)
+        pid = runner.pid if runner is not None and runner.poll() is None else living(places.started)
         if pid is None:
             return
         with contextlib.suppress(TimeoutError):
@@ -246,22 +246,14 @@ def _spawn(places: Places) -> subprocess.Popen[bytes]:
         os.close(complaints)
 
 
-def _runner_pid(places: Places) -> int | None:
-    """The process that has started the job, if it lives; its start time tells it from another one with its number."""
-    try:
-        who = json.loads(Path(places.started).read_bytes())
-    except (OSError, ValueError):
-        return None
-    pid: int = who["pid"]
-    return pid if start_time(pid) == who["start_time"] else None
-
-
 def _signal(places: Places, number: signal.Signals) -> None:
-    with contextlib.suppress(OSError):
-        descriptor = os.pidfd_open(json.loads(Path(places.started).read_bytes())["pid"])
+    pid = living(places.started)
+    # Only to be quicker: the runner looks for the mark itself, also where Python or the kernel has no pidfd.
+    with contextlib.suppress(OSError, AttributeError):
+        descriptor = os.pidfd_open(pid or 0)
         try:
-            # Checked after the descriptor was taken: from then on the number cannot mean another process.
-            if _runner_pid(places) is not None:
+            # Asked again when the descriptor was taken: from then on the number cannot mean another process.
+            if pid is not None and living(places.started) == pid:
                 signal.pidfd_send_signal(descriptor, number)
         finally:
             os.close(descriptor)
@@ -270,7 +262,10 @@ def _signal(places: Places, number: signal.Signals) -> None:
 async def _exit_of(pid: int) -> None:
     try:
         descriptor = os.pidfd_open(pid)
-    except OSError:
+    except ProcessLookupError:
+        return
+    except (OSError, AttributeError):  # an older kernel, or a Python built for one: whoever waits looks now and then
+        await asyncio.Event().wait()
         return
     loop = asyncio.get_running_loop()
     gone = asyncio.Event()

@@ -41,7 +41,7 @@ def run_step(
     tail_bytes = max(512, job.tail_bytes // (2 * len(job.steps)))
     stop.check()
     report.write("executor_started", index=step.number, image_used=launch.image_used)
-    process, status_reader = _start(launch.argv, launch.arguments, streams)
+    process, status_reader = _start(launch.argv, launch.arguments, streams, scratch)
     try:
         _wait(process, step, streams, tail_bytes, places, stop)
     except Stopped:
@@ -66,16 +66,12 @@ def _report_end(report: Report, step: Step, exit_code: int, streams: Streams, ta
     report.write("executor_ended", index=step.number, exit_code=exit_code, stdout=stdout, stderr=stderr)
 
 
-def _start(argv: List[str], arguments: bytes, streams: Streams) -> Tuple[subprocess.Popen[bytes], int]:
+def _start(argv: List[str], arguments: bytes, streams: Streams, scratch: str) -> Tuple[subprocess.Popen[bytes], int]:
     """The process, and where its words at STATUS_FD can be read.
 
     It is started by the main thread: a sandbox that dies with its parent dies with the *thread* that started it.
     """
-    given = os.memfd_create("arguments", 0)
-    view = memoryview(arguments)
-    while view:
-        view = view[os.write(given, view) :]
-    os.lseek(given, 0, os.SEEK_SET)
+    given = _unnamed(os.path.join(scratch, "arguments"), arguments)
     reader, writer = os.pipe()
     opened = [given, writer]
     try:
@@ -107,6 +103,17 @@ def _start(argv: List[str], arguments: bytes, streams: Streams) -> Tuple[subproc
         for descriptor in opened:
             os.close(descriptor)
     return process, reader
+
+
+def _unnamed(path: str, data: bytes) -> int:
+    """A descriptor that reads `data`, and that nothing else leads to."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(path)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
 
 
 def _wait(

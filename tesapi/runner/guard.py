@@ -124,6 +124,20 @@ def start_time(pid: int) -> Optional[int]:
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
+def living(path: str) -> Optional[int]:
+    """The process that wrote the mark at `path`, where it still lives on this machine.
+
+    A number alone would not tell: the machine may have been restarted, and the number may mean another process.
+    """
+    try:
+        with open(path, encoding="ascii") as file:
+            who = json.load(file)
+    except (OSError, ValueError):
+        return None
+    pid = int(who["pid"])
+    return pid if who["boot_id"] == _boot_id() and start_time(pid) == who["start_time"] else None
+
+
 def _boot_id() -> str:
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
