@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Annotated, Any
 
@@ -12,8 +13,8 @@ from tesapi.errors import FieldProblem, InvalidDocument
 from tesapi.store.base import TaskQuery
 from tesapi.tasks import Tasks
 from tesapi.tes.models import CanceledTask, CreatedTask, Task, TaskList, View, parse_document
+from tesapi.tes.states import State
 
-_NOT_YET = ("name_prefix", "state", "tag_key", "tag_value")
 _TASK_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
@@ -22,7 +23,11 @@ _TASK_BODY: dict[str, Any] = {
 }
 _VIEW = Query(description="MINIMAL: id and state. BASIC: all but contents, streams and system logs. FULL: everything.")
 _SIZE = Query(ge=1, le=2047, description="Tasks per page, less than 2048.")
-_TOKEN = Query(description="`next_page_token` of the page before.")
+_TOKEN = Query(description="`next_page_token` of the page before, with the same filters.")
+_NAME_PREFIX = Query(description="Tasks whose name begins with this text; no character has a special meaning.")
+_STATE = Query(description="Tasks in this state.")
+_TAG_KEY = Query(description="Tasks with a tag of this key; given more than once, with all of them.")
+_TAG_VALUE = Query(description="The value for the `tag_key` at the same place; empty or missing, any value.")
 
 
 def routes(tasks: Tasks, *, max_body_bytes: int, check_origin: bool) -> APIRouter:
@@ -47,9 +52,20 @@ def routes(tasks: Tasks, *, max_body_bytes: int, check_origin: bool) -> APIRoute
         view: Annotated[View, _VIEW] = View.MINIMAL,
         page_size: Annotated[int, _SIZE] = 256,
         page_token: Annotated[str | None, _TOKEN] = None,
+        name_prefix: Annotated[str, _NAME_PREFIX] = "",
+        state: Annotated[State | None, _STATE] = None,
+        tag_key: Annotated[list[str] | None, _TAG_KEY] = None,
+        tag_value: Annotated[list[str] | None, _TAG_VALUE] = None,
     ) -> Response:
-        _refuse_filters(request)
-        query = TaskQuery(view=view, size=page_size, token=page_token or None, owner=caller(request).owner)
+        query = TaskQuery(
+            view=view,
+            size=page_size,
+            token=page_token or None,
+            owner=caller(request).owner,
+            name_prefix=name_prefix,
+            state=state,
+            tags=_zipped(tag_key or [], tag_value or []),
+        )
         page = await tasks.find(query)
         token = b"" if page.next_token is None else b',"next_page_token":' + json.dumps(page.next_token).encode()
         return _json(b'{"tasks":[%s]%s}' % (b",".join(page.views), token))
@@ -64,13 +80,12 @@ def routes(tasks: Tasks, *, max_body_bytes: int, check_origin: bool) -> APIRoute
     return router
 
 
-def _refuse_filters(request: Request) -> None:
-    given = [name for name in _NOT_YET if name in request.query_params]
-    if given:
-        allowed = "view, page_size and page_token; filters are not built yet"
-        raise InvalidDocument(
-            [FieldProblem(name, "is a filter that this version does not have", allowed) for name in given]
-        )
+def _zipped(keys: list[str], values: list[str]) -> tuple[tuple[str, str], ...]:
+    """The tags asked for; a key without a value fits any value."""
+    if len(values) > len(keys):
+        problem = FieldProblem("tag_value", f"is given {len(values)} times", f"as often as tag_key ({len(keys)} times)")
+        raise InvalidDocument([problem])
+    return tuple(itertools.zip_longest(keys, values, fillvalue=""))
 
 
 def _json(body: bytes) -> Response:

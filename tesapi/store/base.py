@@ -15,12 +15,18 @@ from tesapi.tes.states import State
 
 @dataclass(frozen=True, slots=True)
 class TaskQuery:
-    """Which tasks, and how much of each: `size` tasks per page, `token` from the page before."""
+    """Which tasks, and how much of each: `size` tasks per page, `token` from the page before.
+
+    All filters have to fit. `name_prefix` is literal text; a tag with an empty value fits any value of its key.
+    """
 
     view: View = View.MINIMAL
     size: int = 256
     token: str | None = None
     owner: str | None = None
+    name_prefix: str = ""
+    state: State | None = None
+    tags: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
 from tesapi.errors import FieldProblem, InvalidDocument, StoreUnavailable, TaskNotFound
+from tesapi.store import sqlite_lists
 from tesapi.store.base import Page, TaskQuery
 from tesapi.store.sqlite_file import connected, locked, prepared
 from tesapi.tes import views
@@ -33,6 +34,7 @@ from tesapi.tes.states import State
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+_Columns = tuple[Row, bytes, bytes, bytes, tuple[tuple[str, str], ...]]
 
 _MINIMAL = "SELECT t.seq, t.id, t.owner, t.state FROM tasks t"
 _BASIC = "SELECT t.seq, t.id, t.owner, t.state, f.version, f.json FROM tasks t JOIN fragments f USING (seq)"
@@ -43,8 +45,6 @@ _RECORD = (
 _SELECT = {View.MINIMAL: _MINIMAL, View.BASIC: _BASIC, View.FULL: _RECORD}
 _BY_ID = " WHERE t.id = ?"
 _BY_SEQ = " WHERE t.seq = ?"
-_NEWEST_FIRST = " WHERE t.seq < :before ORDER BY t.seq DESC LIMIT :limit"
-_NEWEST_FIRST_OF_OWNER = " WHERE t.owner = :owner AND t.seq < :before ORDER BY t.seq DESC LIMIT :limit"
 
 _TO_FOLLOW = "SELECT seq FROM tasks WHERE work = 'placed' AND holder IS NULL AND not_before IS NULL ORDER BY seq"
 _TO_PLACE_FIRST = (
@@ -116,7 +116,7 @@ class SqliteStore:
             return _rendered(self._loop_reads, view, row)
 
     async def find(self, query: TaskQuery) -> Page:
-        before = _SEQ_MAX if query.token is None else self._position(query.token, query.owner)
+        before = _SEQ_MAX if query.token is None else self._position(query.token, query)
         with self._answering():
             return await asyncio.get_running_loop().run_in_executor(self._page_thread, self._page, query, before)
 
@@ -161,22 +161,22 @@ class SqliteStore:
         return row
 
     def _page(self, query: TaskQuery, before: int) -> Page:
-        where = _NEWEST_FIRST if query.owner is None else _NEWEST_FIRST_OF_OWNER
-        values = {"owner": query.owner, "before": before, "limit": query.size + 1}
-        rows = self._page_reads.execute(_SELECT[query.view] + where, values).fetchall()
+        statement, values = sqlite_lists.statement(self._page_reads, query, _SELECT[query.view], before)
+        rows = self._page_reads.execute(statement, values).fetchall()
         shown = rows[: query.size]
-        token = self._token(shown[-1][0], query.owner) if len(rows) > len(shown) else None
+        token = self._token(shown[-1][0], query) if len(rows) > len(shown) else None
         return Page([_rendered(self._page_reads, query.view, row) for row in shown], token)
 
-    def _token(self, seq: int, owner: str | None) -> str:
+    def _token(self, seq: int, query: TaskQuery) -> str:
         """The page behind task `seq`; the digest binds it to this store and to the filters."""
-        digest = hashlib.blake2s(json.dumps([self._id, owner, seq]).encode(), digest_size=8)
+        bound = [self._id, query.owner, query.name_prefix, query.state, query.tags, seq]
+        digest = hashlib.blake2s(json.dumps(bound).encode(), digest_size=8)
         return f"{seq:x}-{digest.hexdigest()}"
 
-    def _position(self, token: str, owner: str | None) -> int:
+    def _position(self, token: str, query: TaskQuery) -> int:
         head = token.partition("-")[0]
         with contextlib.suppress(ValueError):
-            if self._token(seq := int(head, 16), owner) == token:
+            if self._token(seq := int(head, 16), query) == token:
                 return seq
         shown = repr(token[:60])
         allowed = "a next_page_token that this server gave for the same filters, or none"
@@ -225,14 +225,15 @@ class SqliteStore:
 # Inside a transaction of the writer.
 
 
-def _insert(db: sqlite3.Connection, rows: Sequence[tuple[Row, bytes, bytes, bytes]]) -> None:
-    for task, document, progress, fragment in rows:
+def _insert(db: sqlite3.Connection, rows: Sequence[_Columns]) -> None:
+    for task, document, progress, fragment, tags in rows:
         seq = db.execute(
             "INSERT INTO tasks (id, owner, state, work, revision, created, name) VALUES (?, ?, ?, ?, ?, ?, ?)", task
         ).lastrowid
         db.execute("INSERT INTO documents VALUES (?, ?)", (seq, document))
         db.execute("INSERT INTO progress VALUES (?, ?)", (seq, progress))
         db.execute("INSERT INTO fragments VALUES (?, ?, ?)", (seq, views.RENDER_VERSION, fragment))
+        db.executemany("INSERT INTO tags VALUES (?, ?, ?, ?)", [(key, value, task[1], seq) for key, value in tags])
 
 
 def _replace(db: sqlite3.Connection, record: TaskRecord, progress: bytes, fragment: bytes) -> bool:
@@ -257,11 +258,12 @@ def _renew(db: sqlite3.Connection, holder: str, task_ids: frozenset[str]) -> dic
 # Rows and records.
 
 
-def _columns(record: TaskRecord) -> tuple[Row, bytes, bytes, bytes]:
+def _columns(record: TaskRecord) -> _Columns:
     created, name = record.created.isoformat(), record.document.name
     task = (record.id, record.owner, record.state.value, record.work.value, record.revision, created, name)
     document = record.document.model_dump_json(exclude_none=True).encode()
-    return task, document, dump_progress(record.progress), views.basic_fragment(record)
+    tags = tuple((record.document.tags or {}).items())
+    return task, document, dump_progress(record.progress), views.basic_fragment(record), tags
 
 
 def _record(row: Row) -> TaskRecord:

@@ -30,6 +30,11 @@ CREATE TABLE tasks (
     name TEXT
 );
 CREATE INDEX tasks_by_owner ON tasks (owner, seq);
+CREATE INDEX tasks_by_state ON tasks (state, owner, seq);
+CREATE INDEX tasks_by_name ON tasks (name, owner, seq) WHERE name IS NOT NULL;
+CREATE TABLE tags (key TEXT NOT NULL, value TEXT NOT NULL, owner TEXT NOT NULL, seq INTEGER NOT NULL,
+    PRIMARY KEY (key, value, owner, seq)) WITHOUT ROWID;
+CREATE INDEX tags_by_key ON tags (key, owner, seq);
 CREATE INDEX tasks_to_place ON tasks (owner, seq) WHERE work = 'queued' AND holder IS NULL AND not_before IS NULL;
 CREATE INDEX tasks_to_follow ON tasks (seq) WHERE work = 'placed' AND holder IS NULL AND not_before IS NULL;
 CREATE INDEX tasks_held ON tasks (holder) WHERE holder IS NOT NULL;

@@ -24,9 +24,11 @@ _BODY = b"""{
 }"""
 
 
-def new(owner: str = "ada", task_id: str = "", name: str = "count") -> TaskRecord:
+def new(
+    owner: str = "ada", task_id: str = "", name: str | None = "count", tags: dict[str, str] | None = None
+) -> TaskRecord:
     """A task that nobody has looked at."""
-    document = parse_document(_BODY).model_copy(update={"name": name})
+    document = parse_document(_BODY).model_copy(update={"name": name} | ({} if tags is None else {"tags": tags}))
     return TaskRecord(id=task_id or f"task-{uuid.uuid4()}", owner=owner, document=document, created=NOON)
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
@@ -54,6 +56,100 @@ async def all_pages(store: TaskStore, query: TaskQuery) -> list[list[str]]:
 
 async def claimed(store: TaskStore, holder: str = "a", queued: int = 100) -> list[str]:
     return ids(await store.claim(holder, queued=queued, ttl=MINUTE))
+
+
+# Filters.
+
+_NAMES = [
+    "a",
+    "ab",
+    "abc",
+    "a%c",
+    "a_c",
+    "A",
+    "",
+    "b",
+    "ü",
+    "ü😀",
+    "\ud7ff",
+    "\ud7ff\ue000",
+    "\U0010ffff",
+    "a\0b",
+    None,
+]
+_TAGS: list[dict[str, str]] = [
+    {},
+    {"foo": "bar"},
+    {"foo": "bat"},
+    {"foo": ""},
+    {"foo": "bar", "baz": "bat"},
+    {"ü": "%"},
+]
+_ASKED: list[tuple[tuple[str, str], ...]] = [
+    (),
+    (("foo", "bar"),),
+    (("foo", ""),),
+    (("foo", "bar"), ("baz", "bat")),
+    (("baz", ""), ("foo", "bar")),
+    (("none", ""),),
+    (("ü", "%"),),
+    (("foo", "bar"), ("foo", "bat")),
+]
+
+
+def _fits(record: TaskRecord, query: TaskQuery) -> bool:
+    """What a filter means, in as few words as possible."""
+    tags = record.document.tags or {}
+    return (
+        query.owner in (None, record.owner)
+        and query.state in (None, record.state)
+        and (not query.name_prefix or (record.document.name or "").startswith(query.name_prefix))
+        and all(key in tags and value in ("", tags[key]) for key, value in query.tags)
+    )
+
+
+async def test_filters_select_what_fits_all_of_them_newest_first_on_any_number_of_pages(store: TaskStore) -> None:
+    chance = random.Random(5)
+    records = [
+        new(owner=chance.choice(["ada", "bob"]), name=chance.choice(_NAMES), tags=chance.choice(_TAGS))
+        for _ in range(150)
+    ]
+    await store.insert(records)
+    for record in chance.sample(records, 40):
+        records[records.index(record)] = await stored(store, done(placed(record)))
+    prefixes = [prefix for prefix in _NAMES if prefix is not None]
+    for _ in range(200):
+        query = TaskQuery(
+            size=chance.choice([1, 7, 200]),
+            owner=chance.choice([None, "ada", "bob", "eve"]),
+            name_prefix=chance.choice(["", *prefixes]),
+            state=chance.choice([None, State.QUEUED, State.COMPLETE, State.PAUSED]),
+            tags=chance.choice(_ASKED),
+        )
+        pages = await all_pages(store, query)
+        listed = [task_id for page in pages for task_id in page]
+        assert listed == ids(record for record in reversed(records) if _fits(record, query)), query
+        assert all(len(page) == query.size for page in pages[:-1])
+
+
+async def test_a_list_by_state_moves_with_the_task(store: TaskStore) -> None:
+    (record,) = await kept(store, placed(new()))
+    assert await all_pages(store, TaskQuery(state=State.QUEUED)) == [[record.id]]
+    await stored(store, ended(record))
+    assert await all_pages(store, TaskQuery(state=State.QUEUED)) == [[]]
+    assert await all_pages(store, TaskQuery(state=State.COMPLETE)) == [[record.id]]
+
+
+@pytest.mark.parametrize(
+    "other", [{"name_prefix": "b"}, {"state": State.QUEUED}, {"tags": (("k", "w"),)}, {"tags": ()}, {"owner": "bob"}]
+)
+async def test_a_token_is_bound_to_its_filters(store: TaskStore, other: dict[str, Any]) -> None:
+    await store.insert([new(name="a", tags={"k": "v"}) for _ in range(3)])
+    query = TaskQuery(size=1, owner="ada", name_prefix="a", tags=(("k", "v"),))
+    token = (await store.find(query)).next_token
+    assert (await store.find(replace(query, token=token, view=View.BASIC, size=2))).next_token is None
+    with pytest.raises(InvalidDocument, match="page_token"):
+        await store.find(replace(query, token=token, **other))
 
 
 # insert, load, view.

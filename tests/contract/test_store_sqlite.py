@@ -18,11 +18,12 @@ from pathlib import Path
 import pytest
 
 from tesapi.errors import ConfigurationProblem, InvalidDocument, StoreUnavailable, TaskNotFound
-from tesapi.store import sqlite, sqlite_file
+from tesapi.store import sqlite, sqlite_file, sqlite_lists
 from tesapi.store.base import TaskQuery
 from tesapi.store.sqlite import SqliteStore
 from tesapi.tes import views
 from tesapi.tes.models import View
+from tesapi.tes.states import State
 from tests.contract.records import MINUTE, done, ended, kept, new, placed, stored
 
 
@@ -289,9 +290,24 @@ async def test_lists_and_claims_are_read_from_indexes_however_many_tasks_are_don
         rows.append(((f"{task_id}-{number}", f"user{number % 7}", *rest), *beside))  # type: ignore[arg-type]
     await store._writer.submit(lambda db: sqlite._insert(db, rows))
     by_owner, by_seq = "USING INDEX tasks_by_owner", "USING INTEGER PRIMARY KEY (rowid<?)"
+    lists = {
+        TaskQuery(): by_seq,
+        TaskQuery(owner="user3"): by_owner,
+        TaskQuery(owner="user3", state=State.COMPLETE): "INDEX tasks_by_state (state=? AND owner=? AND seq<?)",
+        TaskQuery(owner="user3", name_prefix="rare"): "INDEX tasks_by_name (name>? AND name<?)",
+        TaskQuery(owner="user3", name_prefix="count"): by_owner,
+        TaskQuery(owner="user3", tags=(("lab", ""),)): "INDEX tags_by_key (key=? AND owner=? AND seq<?)",
+        TaskQuery(owner="user3", tags=(("lab", "x"),)): "PRIMARY KEY (key=? AND value=? AND owner=? AND seq<?)",
+    }
+    for query, index in lists.items():
+        for select in sqlite._SELECT.values():
+            text, named = sqlite_lists.statement(store._page_reads, query, select, 1000)
+            plan = [row[3] for row in store._page_reads.execute(f"EXPLAIN QUERY PLAN {text}", named)]
+            assert any(index in step for step in plan), (query, plan)
+            assert not any(step.startswith("SCAN") and "g" not in step.split() for step in plan), plan
+            if "name" not in index:
+                assert not any("TEMP B-TREE" in step for step in plan), plan
     expected = {
-        **{select + sqlite._NEWEST_FIRST: by_seq for select in sqlite._SELECT.values()},
-        **{select + sqlite._NEWEST_FIRST_OF_OWNER: by_owner for select in sqlite._SELECT.values()},
         **{select + sqlite._BY_ID: "sqlite_autoindex_tasks_1" for select in sqlite._SELECT.values()},
         sqlite._TO_FOLLOW: "INDEX tasks_to_follow",
         sqlite._TO_PLACE_FIRST: "INDEX tasks_to_place",

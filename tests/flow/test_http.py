@@ -136,6 +136,32 @@ async def test_a_list_is_newest_first_and_pages_hang_together(client: httpx.Asyn
     assert [task["logs"][0]["logs"][0]["stdout"] for task in full] == [""] * 7
 
 
+async def test_a_list_is_filtered_by_name_state_and_tags(client: httpx.AsyncClient) -> None:
+    async def listed(query: str) -> list[str]:
+        answer = await client.get(f"/tasks?view=BASIC&{query}")
+        assert answer.status_code == 200, answer.text
+        return [task["name"] for task in answer.json()["tasks"]]
+
+    for name, tags in (
+        ("one", {"foo": "bar"}),
+        ("on%", {"foo": "bat"}),
+        ("two", {"foo": "bar", "baz": "bat"}),
+        ("3", {}),
+    ):
+        await _run(client, {**TRUE, "name": name, "tags": tags})
+    failed = await _run(client, {"name": "fails", "executors": [{"image": "alpine", "command": ["false"]}]})
+    assert failed["state"] == "EXECUTOR_ERROR"
+    assert await listed("name_prefix=on") == ["on%", "one"]
+    assert await listed("name_prefix=on%25") == ["on%"]
+    assert await listed("state=EXECUTOR_ERROR") == ["fails"]
+    assert await listed("state=COMPLETE&name_prefix=o&tag_key=foo&tag_value=bar") == ["one"]
+    assert await listed("tag_key=foo") == ["two", "on%", "one"]
+    assert await listed("tag_key=foo&tag_value=bar&tag_key=baz&tag_value=bat") == ["two"]
+    assert await listed("tag_key=baz&tag_key=foo&tag_value=&tag_value=bar") == ["two"]
+    assert await listed("tag_key=none") == []
+    assert await listed("unknown=1&page_size=2") == ["fails", "3"]
+
+
 @pytest.mark.parametrize(
     ("parameters", "field"),
     [
@@ -144,8 +170,8 @@ async def test_a_list_is_newest_first_and_pages_hang_together(client: httpx.Asyn
         ({"page_size": "many"}, "page_size"),
         ({"page_token": "forged"}, "page_token"),
         ({"view": "ALL"}, "view"),
-        ({"name_prefix": "x"}, "name_prefix"),
-        ({"tag_key": "x"}, "tag_key"),
+        ({"state": "DONE"}, "state"),
+        ({"tag_value": "x"}, "tag_value"),
     ],
 )
 async def test_a_wrong_parameter_is_named_with_what_is_allowed(
