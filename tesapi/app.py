@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -26,6 +27,8 @@ from tesapi.store.base import TaskStore
 from tesapi.store.sqlite import SqliteStore
 from tesapi.tasks import Tasks
 
+_log = logging.getLogger(__name__)
+
 PREFIXES = ("/ga4gh/tes/v1", "/v1", "/ga4gh/v1")
 """Where the API is served: the specification's place, and where clients look that were made for another one."""
 
@@ -41,6 +44,8 @@ async def running(settings: Settings) -> AsyncIterator[FastAPI]:
         _make_default_root(settings)
         store: TaskStore = await stack.enter_async_context(SqliteStore(settings.sqlite_path))
         backends = {name: await stack.enter_async_context(b) for name, b in _backends(settings, store.id).items()}
+        if not backends:
+            _log.warning("No destination is configured (local.enable is off): tasks are taken, and wait.")
         tasks = Tasks(store, backends)
         driver = Driver(
             tasks=tasks,
