@@ -8,7 +8,6 @@ import json
 import os
 import select
 import signal
-import socket
 import time
 from types import FrameType
 from typing import Any, Dict, List, Optional
@@ -110,7 +109,7 @@ def mark_started(path: str) -> None:
 
 def _whoami() -> Dict[str, Any]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "boot_id": _boot_id(), "pid": pid, "start_time": start_time(pid)}
+    return {"host": os.uname().nodename, "boot_id": _boot_id(), "pid": pid, "start_time": start_time(pid)}
 
 
 def start_time(pid: int) -> Optional[int]:
