@@ -12,6 +12,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +36,7 @@ _log = logging.getLogger(__name__)
 _FIRST_LOOK_S = 0.02
 _SLOWEST_LOOK_S = 0.5
 _EXIT_PATIENCE_S = 5.0
+_CANCEL_PATIENCE_S = 10.0
 _FIRST_RESTART_S = 0.2
 _SLOWEST_RESTART_S = 30.0
 
@@ -49,6 +51,7 @@ class LocalBackend:
         self._slots = Slots(capacity)
         self._runners: dict[str, subprocess.Popen[bytes]] = {}
         self._launching: set[str] = set()
+        self._canceling: dict[str, float] = {}
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="local-backend")
 
     @property
@@ -148,8 +151,12 @@ class LocalBackend:
             return
         except OSError as error:
             raise BackendUnavailable(f"The job cannot be told to end: {error.strerror}.") from error
-        self._slots.hurry(_job_id(places))
-        _signal(places, signal.SIGTERM)
+        job_id = _job_id(places)
+        self._slots.hurry(job_id)
+        since = self._canceling.setdefault(job_id, time.monotonic())
+        # A runner that does not obey is killed: its watchdog then ends the sandbox, and reports the end.
+        patient = time.monotonic() - since < _CANCEL_PATIENCE_S
+        _signal(places, signal.SIGTERM if patient else signal.SIGKILL)
 
     async def discard(self, handle: Handle) -> None:
         with contextlib.suppress(JobLost):
@@ -204,6 +211,7 @@ class LocalBackend:
     async def _see_off(self, places: Places, job_id: str) -> None:
         """The job has ended: give its room back, and see its runner's process gone."""
         self._slots.release(job_id)
+        self._canceling.pop(job_id, None)
         runner = self._runners.get(job_id)
         if runner is not None and runner.poll() is None:
             await self._news(places, _EXIT_PATIENCE_S)

@@ -361,6 +361,23 @@ async def test_a_place_that_is_removed_under_a_running_job_is_told_as_lost(make_
             await asyncio.sleep(0.01)
 
 
+async def test_a_runner_that_does_not_obey_a_cancel_is_killed(
+    make_local: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tesapi.backends.local._CANCEL_PATIENCE_S", 0.1)
+    async with make_local() as backend:
+        job, handle = await _started(backend, step("sleep", "1000"))
+        await _first(backend, handle, "executor_started")
+        runner, *_ = [pid for pid in processes_with("runner.py") if _is_session_leader(pid, job.job_id)]
+        os.kill(runner, signal.SIGSTOP)
+        end = asyncio.ensure_future(_end(backend, handle))
+        while not end.done():
+            await backend.cancel(handle)
+            await asyncio.sleep(0.05)
+        assert (await end).outcome is Outcome.CANCELED
+        assert sandboxes(job.job_id) == []
+
+
 async def test_without_a_runtime_nothing_is_taken_and_the_sentence_says_why(
     make_local: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
