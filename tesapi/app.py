@@ -66,18 +66,6 @@ async def running(settings: Settings) -> AsyncIterator[FastAPI]:
         yield _http(settings, tasks, dispatcher, backends)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """An ASGI application of its own, for servers that bring a lifespan: it runs what `running` does."""
-
-    @contextlib.asynccontextmanager
-    async def lifespan(outer: FastAPI) -> AsyncIterator[None]:
-        async with running(settings) as inner:
-            outer.mount("/", inner)
-            yield
-
-    return FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
-
-
 def _http(settings: Settings, tasks: Tasks, dispatcher: Dispatcher, backends: dict[str, Backend]) -> FastAPI:
     app = FastAPI(
         title="tesapi",
