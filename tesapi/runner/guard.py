@@ -10,7 +10,7 @@ import select
 import signal
 import time
 from types import FrameType
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, List, Optional, Tuple
 
 from .job import Places, Refused
 from .report import Report, echo
@@ -230,14 +230,15 @@ def _last_tails(places: Places, index: int) -> Dict[str, str]:
 
 
 def sweep(marks: List[str]) -> None:
-    """Kill every process that shows `marks`, again and again until none is left.
+    """Kill every sandbox that shows `marks`, and wait until nothing of it is left.
 
-    Of a sandbox, that ends the first process of its pid namespace; once that one is gone, the kernel has ended all
-    others in it.
+    Of a sandbox, that ends the first process of its pid namespace; the kernel ends all others in it before that one
+    becomes a zombie. A process that is just dying has no arguments any more, so whose sandbox it is cannot be asked:
+    each such one is waited for, too.
     """
-    while True:
-        found = _processes(marks)
-        if not found:
+    while marks:
+        found, dying = _sandboxes(marks)
+        if not found and not dying:
             return
         for pid in found:
             try:
@@ -247,11 +248,10 @@ def sweep(marks: List[str]) -> None:
         time.sleep(_SWEEP_INTERVAL_S)
 
 
-def _processes(marks: List[str]) -> List[int]:
-    if not marks:
-        return []
+def _sandboxes(marks: List[str]) -> Tuple[List[int], List[int]]:
+    """Processes of bubblewrap that show `marks`, and those that are dying, whosever they are."""
     wanted = b"\0" + b"\0".join(os.fsencode(mark) for mark in marks) + b"\0"
-    found = []
+    found, dying = [], []
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -260,10 +260,23 @@ def _processes(marks: List[str]) -> List[int]:
                 arguments = file.read()
         except OSError:
             continue
+        if not arguments:
+            if _is_dying_bwrap(int(name)):
+                dying.append(int(name))
         # The marks stand before `--`: what the user's own command says does not count.
-        if wanted in arguments.partition(b"\0--\0")[0] + b"\0" and _is_bwrap(arguments):
+        elif wanted in arguments.partition(b"\0--\0")[0] + b"\0" and _is_bwrap(arguments):
             found.append(int(name))
-    return found
+    return found, dying
+
+
+def _is_dying_bwrap(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return False
+    name, _, fields = stat.partition(b"(")[2].rpartition(b")")
+    return name == b"bwrap" and fields.split()[0] not in (b"Z", b"X")
 
 
 def _is_bwrap(arguments: bytes) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -10,13 +11,29 @@ import pathlib
 import signal
 import subprocess
 import sys
+import time
 from typing import Any
 
 import pytest
 
 from tesapi.runner import guard
 from tesapi.runner.job import Refused
-from tests.jobs import JobPlace, children_of, only, outcome, parse, pid_alive, sandboxes, script, step, until
+from tests.jobs import (
+    JobPlace,
+    children_of,
+    only,
+    outcome,
+    parse,
+    pid_alive,
+    processes_with,
+    sandboxes,
+    script,
+    step,
+    until,
+)
+
+_PTRACE_SEIZE = 0x4206
+_WALL = 0x40000000
 
 
 def _started(place: JobPlace) -> dict[str, Any]:
@@ -111,6 +128,27 @@ def test_a_killed_runner_is_noticed_and_its_sandbox_is_gone(place: JobPlace) -> 
     assert (killed["exit_code"], killed["stdout"]) == (137, "before\n")
     assert boxes
     assert not any(pid_alive(pid) for pid in boxes)
+
+
+def test_the_end_is_not_told_while_a_killed_sandbox_is_still_dying(place: JobPlace) -> None:
+    place.write(step("sleep", "1000"))
+    with place.start() as runner:
+        until(lambda: processes_with("sleep\0" + "1000") and len(sandboxes(place.job_id)) == 2, "the sandbox")
+        inner = max(sandboxes(place.job_id))
+        sleeper = until(lambda: children_of(inner), "the command")[0]
+        # A traced process is gone only when its tracer has seen its end, and its namespace's first one waits for it.
+        if ctypes.CDLL(None).ptrace(_PTRACE_SEIZE, sleeper, 0, 0) != 0:
+            pytest.skip("needs to be allowed to trace")
+        try:
+            runner.kill()
+            until(lambda: _bytes(pathlib.Path(f"/proc/{inner}/cmdline")) == b"", "the sandbox's last moments")
+            time.sleep(0.5)  # nothing to wait for: the end must not come
+            assert pid_alive(inner)
+            assert only(place.report(), "ended") == []
+        finally:
+            os.waitpid(sleeper, _WALL)
+    place.end()
+    assert not pid_alive(inner)
 
 
 def test_a_runner_that_is_killed_while_it_stages_is_noticed(place: JobPlace) -> None:
