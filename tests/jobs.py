@@ -14,6 +14,7 @@ from typing import Any
 
 from tesapi import __version__
 from tesapi.jobs.bundle import runner_text
+from tesapi.runner.job import Owner
 
 Event = dict[str, Any]
 
@@ -71,6 +72,14 @@ class JobPlace:
         self.storage = folder / "storage"
         self.runtime = runtime
         self.storage.mkdir(exist_ok=True)
+        self.directory.parent.mkdir(exist_ok=True)
+
+    @property
+    def owner(self) -> Owner:
+        """Whose containers the job's are."""
+        parent = self.directory.parent.stat()
+        lock = str(self.directory / "metadata" / "lock")
+        return Owner("a-store", f"task-of-{self.job_id}", self.job_id, lock, f"{parent.st_dev}:{parent.st_ino}")
 
     def url(self, name: str) -> str:
         """The URL of a file below the storage root."""
@@ -81,6 +90,9 @@ class JobPlace:
         document = {
             "version": 1,
             "job_id": self.job_id,
+            "task_id": f"task-of-{self.job_id}",
+            "store_id": "a-store",
+            "limits": {},
             "executors": steps,
             "inputs": [{"type": "FILE", **item} for item in fields.pop("inputs", ())],
             "outputs": [{"type": "FILE", **item} for item in fields.pop("outputs", ())],

@@ -91,6 +91,9 @@ def _probe_document(program: str) -> dict[str, object]:
     return {
         "version": runner_job.VERSION,
         "job_id": f"probe-{os.getpid()}",
+        "task_id": "probe",
+        "store_id": "probe",
+        "limits": {},
         "executors": [step],
         "inputs": [],
         "outputs": [],

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from tesapi import __version__
 from tesapi.jobs.bundle import runner_text
 from tesapi.runner import job as runner_job
-from tesapi.tes.models import Executor, Input, Output
+from tesapi.tes.models import Executor, Input, Output, Resources
 from tesapi.tes.record import TaskRecord
 
 TAIL_BYTES = 64 << 10
@@ -44,6 +44,7 @@ def plan(
         "inputs": [_input(item) for item in task.inputs or ()],
         "outputs": [_output(output) for output in task.outputs or ()],
         "volumes": list(task.volumes or ()),
+        "limits": _limits(task.resources),
         "storage": {"file": {"roots": list(file_roots)}},
         "runtime": dict(runtime),
         "tail_bytes": TAIL_BYTES,
@@ -64,6 +65,13 @@ def needs(record: TaskRecord) -> tuple[int, float]:
     if resources is None:
         return 1, 0.0
     return max(1, resources.cpu_cores or 1), resources.ram_gb or 0.0
+
+
+def _limits(resources: Resources | None) -> dict[str, object]:
+    if resources is None:
+        return {}
+    asked = {"cpu_cores": resources.cpu_cores, "ram_gb": resources.ram_gb, "disk_gb": resources.disk_gb}
+    return {name: value for name, value in asked.items() if value}
 
 
 def _executor(executor: Executor) -> dict[str, object]:

@@ -68,13 +68,7 @@ def _repeat(places: Places) -> None:
 
 
 def _finish(places: Places, report: Report) -> None:
-    marks: List[str] = []
-    try:
-        job = read(places.document)
-        marks = make(job.runtime).marks(job.job_id)
-    except Refused:
-        pass  # then nothing of it was ever started
-    guard.finish_for_the_dead(places, marks, report)
+    guard.finish_for_the_dead(places, guard.runtime_of(places, report.note), report)
 
 
 def _run(places: Places, stop: guard.Stop, lock: int, report: Report) -> None:
@@ -82,10 +76,11 @@ def _run(places: Places, stop: guard.Stop, lock: int, report: Report) -> None:
     watchdog = None
     try:
         job = read(places.document)
+        runtime = make(job.runtime, job.owner, report.note)
         guard.mark_started(places.started)
-        runtime = make(job.runtime)
-        watchdog = guard.Watchdog(places, runtime.marks(job.job_id), lock)
+        watchdog = guard.Watchdog(places, runtime, lock)
         report.write("started", host=_host())
+        guard.sweep_others(job.runtime, runtime, report.note)
         outcome, reason = _story(job, places, runtime, stop, report)
     except guard.Stopped:
         outcome, reason = ("canceled", None) if stop.canceled else ("system_error", stop.reason)
@@ -105,25 +100,35 @@ def _run(places: Places, stop: guard.Stop, lock: int, report: Report) -> None:
 def _story(job: Job, places: Places, runtime: Runtime, stop: guard.Stop, report: Report) -> tuple[str, Optional[str]]:
     """Steps 5 to 8: the outcome, and a sentence where it is not success."""
     storages = Storages(job.storage)
+    images = sorted({step.image for step in job.steps})
     refused = stage.refusal(job, storages)
-    for step in job.steps:
-        refused = refused or runtime.unsupported(step.image)
+    for image in images:
+        refused = refused or runtime.unsupported(image)
     if refused is not None:
         raise Refused(refused)
+    for sentence in runtime.unenforced(job.limits):
+        report.note(sentence)
+    for image in images:
+        runtime.pull(image, stop.check)
     layout = mounts.plan(job, places.work)
     mounts.make_folders(job, layout)
     stage.stage_in(job, layout, storages, stop.check)
     mounts.make_mount_points(layout)
+    if runtime.foreign_users:
+        mounts.open_to_all(layout)
     failed = None
     for step in job.steps:
-        code = run_step(step, job, places, runtime, layout.mounts, stop, report)
-        if code != 0 and not step.ignore_error:
-            failed = f"Executor {step.number} ended with exit code {code}."
+        end = run_step(step, job, places, runtime, layout, stop, report)
+        if end.exit_code != 0 and not step.ignore_error:
+            because = f": {end.reason}" if end.reason else "."
+            failed = f"Executor {step.number} ended with exit code {end.exit_code}{because}"
             break
+        if end.reason:
+            report.note(f"Executor {step.number}: {end.reason}")
     problems = stage.stage_out(job, layout, storages, report, stop.check)
     if failed is not None:
         for problem in problems:
-            report.write("note", text=problem)
+            report.note(problem)
         return "executor_error", failed
     return ("system_error", " ".join(problems)) if problems else ("complete", None)
 

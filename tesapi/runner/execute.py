@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import stat
-import subprocess
 import time
-from typing import List, NamedTuple, Tuple
+from typing import NamedTuple, Tuple
 
-from .guard import Stop, Stopped, sweep
+from .guard import Stop, Stopped
 from .job import Job, Places, Refused, Step
-from .mounts import DISCARD, Mount, Namespace
+from .mounts import DISCARD, Layout, Namespace
 from .report import Report, tail
-from .runtimes.base import ARGUMENTS_FD, STATUS_FD, Runtime
+from .runtimes.base import Container, End, Room, Runtime
 
 _TAILS_INTERVAL_S = 1.0
-_STATUS_BYTES = 64 << 10
+_KILLED = 137
 
 
 class Streams(NamedTuple):
@@ -27,38 +27,33 @@ class Streams(NamedTuple):
     stderr: str
 
 
-def run_step(
-    step: Step, job: Job, places: Places, runtime: Runtime, mounts: List[Mount], stop: Stop, report: Report
-) -> int:
-    """Run `step` to its end and report it; its exit code.
+def run_step(step: Step, job: Job, places: Places, runtime: Runtime, layout: Layout, stop: Stop, report: Report) -> End:
+    """Run `step` to its end and report it; how it ended.
 
     Raises Stopped when the job is to stop, Refused where the step cannot be started: nothing of it runs then.
     """
     scratch = os.path.join(places.work, "exec", str(step.number))
     os.makedirs(scratch)
-    streams = _streams(step, scratch, Namespace(mounts))
-    launch = runtime.launch(step, mounts, scratch)
+    streams = _streams(step, scratch, Namespace(layout.mounts))
     tail_bytes = max(512, job.tail_bytes // (2 * len(job.steps)))
     stop.check()
-    report.write("executor_started", index=step.number, image_used=launch.image_used)
-    process, status_reader = _start(launch.argv, launch.arguments, streams, scratch)
-    try:
-        _wait(process, step, streams, tail_bytes, places, stop)
-    except Stopped:
-        process.kill()
-        process.wait()
-        sweep(runtime.marks(job.job_id))
-        _report_end(report, step, 137, streams, tail_bytes)
-        raise
-    finally:
-        status = _read_all(status_reader)
-    # Whatever the program left in the background has ended with its sandbox; seen, not assumed.
-    sweep(runtime.marks(job.job_id))
-    end = runtime.read_end(process.returncode, status, tail(streams.stderr, 4096))
+    with contextlib.ExitStack() as stack:
+        room = _room(job, layout, scratch, streams, stop, stack)
+        stack.callback(runtime.remove)  # also what a program left in the background
+        container = runtime.container(step, room)
+        stop.check()
+        report.write("executor_started", index=step.number, image_used=container.image_used)
+        try:
+            container.start()
+            end = _wait(container, step, streams, tail_bytes, places, stop)
+        except (Stopped, Refused, OSError):
+            runtime.remove()
+            _report_end(report, step, _KILLED, streams, tail_bytes)
+            raise
     _report_end(report, step, end.exit_code, streams, tail_bytes)
     if end.failure is not None:
         raise Refused(end.failure)
-    return end.exit_code
+    return end
 
 
 def _report_end(report: Report, step: Step, exit_code: int, streams: Streams, tail_bytes: int) -> None:
@@ -66,63 +61,34 @@ def _report_end(report: Report, step: Step, exit_code: int, streams: Streams, ta
     report.write("executor_ended", index=step.number, exit_code=exit_code, stdout=stdout, stderr=stderr)
 
 
-def _start(argv: List[str], arguments: bytes, streams: Streams, scratch: str) -> Tuple[subprocess.Popen[bytes], int]:
-    """The process, and where its words at STATUS_FD can be read.
-
-    It is started by the main thread: a sandbox that dies with its parent dies with the *thread* that started it.
-    """
-    given = _unnamed(os.path.join(scratch, "arguments"), arguments)
-    reader, writer = os.pipe()
-    opened = [given, writer]
-    try:
-        os.dup2(given, ARGUMENTS_FD)
-        os.dup2(writer, STATUS_FD)
-        opened += [ARGUMENTS_FD, STATUS_FD]
-        stdin = _open(streams.stdin, os.O_RDONLY)
-        opened.append(stdin)
-        stdout = _open(streams.stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        opened.append(stdout)
-        stderr = _open(streams.stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-        opened.append(stderr)
-        process = subprocess.Popen(
-            argv,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            cwd="/",
-            env={},
-            pass_fds=(ARGUMENTS_FD, STATUS_FD),
-        )
-    except OSError as error:
-        os.close(reader)
-        raise Refused(f"{argv[0]} cannot be started: {error.strerror}.") from error
-    except BaseException:
-        os.close(reader)
-        raise
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
-    return process, reader
+def _room(job: Job, layout: Layout, scratch: str, streams: Streams, stop: Stop, stack: contextlib.ExitStack) -> Room:
+    stdin = _open(streams.stdin, os.O_RDONLY)
+    stack.callback(os.close, stdin)
+    outward = []
+    for path in (streams.stdout, streams.stderr):
+        outward.append(_open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
+        stack.callback(os.close, outward[-1])
+    return Room(
+        mounts=layout.mounts,
+        limits=job.limits,
+        scratch=scratch,
+        stdin=stdin,
+        stdout=outward[0],
+        stderr=outward[1],
+        has_stdin=streams.stdin != os.devnull,
+        at_top=layout.at_top,
+        check=stop.check,
+    )
 
 
-def _unnamed(path: str, data: bytes) -> int:
-    """A descriptor that reads `data`, and that nothing else leads to."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.unlink(path)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
-
-
-def _wait(
-    process: subprocess.Popen[bytes], step: Step, streams: Streams, tail_bytes: int, places: Places, stop: Stop
-) -> None:
+def _wait(container: Container, step: Step, streams: Streams, tail_bytes: int, places: Places, stop: Stop) -> End:
     sizes: Tuple[int, int] = (0, 0)
     due = time.monotonic() + _TAILS_INTERVAL_S
-    while process.poll() is None:
-        stop.wait(_TAILS_INTERVAL_S)
+    while True:
+        end = container.poll()
+        if end is not None:
+            return end
+        stop.wait(_TAILS_INTERVAL_S, *container.descriptors())
         if time.monotonic() >= due:
             due = time.monotonic() + _TAILS_INTERVAL_S
             now = (_size(streams.stdout), _size(streams.stderr))
@@ -166,14 +132,3 @@ def _size(path: str) -> int:
         return os.stat(path).st_size
     except OSError:
         return 0
-
-
-def _read_all(descriptor: int) -> bytes:
-    """What has been written to a pipe whose other end is closed, or is held open by something that lives on."""
-    os.set_blocking(descriptor, False)
-    try:
-        return os.read(descriptor, _STATUS_BYTES)
-    except BlockingIOError:
-        return b""
-    finally:
-        os.close(descriptor)

@@ -10,13 +10,13 @@ import select
 import signal
 import time
 from types import FrameType
-from typing import Any, Dict, List, Optional, Tuple
+from typing import Any, Dict, Optional, Sequence
 
-from .job import Places, Refused
+from .job import Places, Refused, read
 from .report import Report, echo
+from .runtimes.base import Note, Runtime, make
 
 _MARKER_INTERVAL_S = 0.25
-_SWEEP_INTERVAL_S = 0.05
 _KILLED = 137
 
 
@@ -66,9 +66,9 @@ class Stop:
         if self._signal is not None or self.canceled or not os.path.isdir(os.path.dirname(self._marker)):
             raise Stopped
 
-    def wait(self, timeout_s: float) -> None:
-        """Sleep until a signal comes (a child's end is one), at most `timeout_s`; then `check`."""
-        select.select([self._reader], [], [], min(timeout_s, _MARKER_INTERVAL_S))
+    def wait(self, timeout_s: float, readers: Sequence[int] = (), writers: Sequence[int] = ()) -> None:
+        """Sleep until a signal comes (a child's end is one) or a descriptor is ready, at most `timeout_s`; `check`."""
+        select.select([self._reader, *readers], writers, [], min(timeout_s, _MARKER_INTERVAL_S))
         try:
             os.read(self._reader, 4096)
         except BlockingIOError:
@@ -151,7 +151,7 @@ class Watchdog:
     Pulsar kills the whole tree of parents and children at once; a process forked twice is not in that tree any more.
     """
 
-    def __init__(self, places: Places, marks: List[str], lock: int) -> None:
+    def __init__(self, places: Places, runtime: Runtime, lock: int) -> None:
         reader, self._writer = os.pipe()
         child = os.fork()
         if child == 0:
@@ -160,7 +160,7 @@ class Watchdog:
                 if os.fork():
                     os._exit(0)
                 os.close(self._writer)
-                _watch(places, marks, reader, lock)
+                _watch(places, runtime, reader, lock)
             finally:
                 os._exit(0)
         os.close(reader)
@@ -172,7 +172,7 @@ class Watchdog:
         os.close(self._writer)
 
 
-def _watch(places: Places, marks: List[str], reader: int, lock: int) -> None:
+def _watch(places: Places, runtime: Runtime, reader: int, lock: int) -> None:
     signal.set_wakeup_fd(-1)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # the runner obeys them, and is watched
@@ -180,13 +180,17 @@ def _watch(places: Places, marks: List[str], reader: int, lock: int) -> None:
     for descriptor in (0, 1, 2):
         os.dup2(null, descriptor)
     if os.read(reader, 4) != b"done":
-        finish_for_the_dead(places, marks, Report(places.report))
+        finish_for_the_dead(places, runtime, Report(places.report))
     os.close(lock)
 
 
-def finish_for_the_dead(places: Places, marks: List[str], report: Report) -> None:
-    """Remove what a runner that is gone has left running, and report its end. The caller holds the job's lock."""
-    sweep(marks)
+def finish_for_the_dead(places: Places, runtime: Optional[Runtime], report: Report) -> None:
+    """Remove what a runner that is gone has left running, and report its end. The caller holds the job's lock.
+
+    There is no `runtime` where the job never had one, so that nothing of it was started.
+    """
+    if runtime is not None:
+        runtime.remove()
     if report.ended:
         return
     running = _running_executor(report)
@@ -229,58 +233,30 @@ def _last_tails(places: Places, index: int) -> Dict[str, str]:
     return {"stdout": tails["stdout"], "stderr": tails["stderr"]} if tails.get("index") == index else {}
 
 
-def sweep(marks: List[str]) -> None:
-    """Kill every sandbox that shows `marks`, and wait until nothing of it is left.
-
-    Of a sandbox, that ends the first process of its pid namespace; the kernel ends all others in it before that one
-    becomes a zombie. A process that is just dying has no arguments any more, so whose sandbox it is cannot be asked:
-    each such one is waited for, too.
-    """
-    while marks:
-        found, dying = _sandboxes(marks)
-        if not found and not dying:
-            return
-        for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
-        time.sleep(_SWEEP_INTERVAL_S)
-
-
-def _sandboxes(marks: List[str]) -> Tuple[List[int], List[int]]:
-    """Processes of bubblewrap that show `marks`, and those that are dying, whosever they are."""
-    wanted = b"\0" + b"\0".join(os.fsencode(mark) for mark in marks) + b"\0"
-    found, dying = [], []
-    for name in os.listdir("/proc"):
-        if not name.isdigit():
-            continue
-        try:
-            with open(f"/proc/{name}/cmdline", "rb") as file:
-                arguments = file.read()
-        except OSError:
-            continue
-        if not arguments:
-            if _is_dying_bwrap(int(name)):
-                dying.append(int(name))
-        # The marks stand before `--`: what the user's own command says does not count.
-        elif wanted in arguments.partition(b"\0--\0")[0] + b"\0" and _is_bwrap(arguments):
-            found.append(int(name))
-    return found, dying
-
-
-def _is_dying_bwrap(pid: int) -> bool:
+def runtime_of(places: Places, note: Note) -> Optional[Runtime]:
+    """The runtime of a job that somebody else began; None where it never had one."""
     try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
-    except OSError:
-        return False
-    name, _, fields = stat.partition(b"(")[2].rpartition(b")")
-    return name == b"bwrap" and fields.split()[0] not in (b"Z", b"X")
+        job = read(places.document)
+        return make(job.runtime, job.owner, note)
+    except Refused:
+        return None
 
 
-def _is_bwrap(arguments: bytes) -> bool:
-    return os.path.basename(arguments.partition(b"\0")[0]) == b"bwrap"
+def sweep_others(settings: Dict[str, Any], runtime: Runtime, note: Note) -> None:
+    """Remove the containers of dead jobs that lie beside this one, and report those jobs' ends.
+
+    A cgroup kill, as of Slurm, takes a runner together with its watchdog, and leaves the containers of an engine.
+    """
+    for owner in runtime.others():
+        places = Places(os.path.join(os.path.dirname(os.path.dirname(owner.lock)), "inputs", "job.json"))
+        try:
+            lock = take_lock(places.lock)
+        except FileNotFoundError:  # the job was discarded, so that nobody waits for a word on it
+            make(settings, owner, note).remove()
+            continue
+        if lock is not None:
+            finish_for_the_dead(places, make(settings, owner, note), Report(places.report, silent=True))
+            os.close(lock)
 
 
 def attach(places: Places) -> Optional[int]:

@@ -31,10 +31,31 @@ class Output(NamedTuple):
     path_prefix: str
 
 
+class Owner(NamedTuple):
+    """Whose containers they are: what a later runner, or an operator, wants to know of one.
+
+    `lock` is a path. `place` tells the folder of this job's and its neighbours' directories from all others, also where
+    runners that share an engine see different files under the same path.
+    """
+
+    store_id: str
+    task_id: str
+    job_id: str
+    lock: str
+    place: str
+
+
+class Limits(NamedTuple):
+    """What the task asked for, and is not to exceed; None where it did not say. `ram_gb`, `disk_gb` in 10^9 bytes."""
+
+    cpu_cores: Optional[int]
+    ram_gb: Optional[float]
+    disk_gb: Optional[float]
+
+
 class Step(NamedTuple):
     """One executor. Paths are inside its container; empty where none was given."""
 
-    job_id: str
     number: int
     image: str
     command: List[str]
@@ -49,11 +70,12 @@ class Step(NamedTuple):
 class Job(NamedTuple):
     """One attempt at a task."""
 
-    job_id: str
+    owner: Owner
     steps: List[Step]
     inputs: List[Input]
     outputs: List[Output]
     volumes: List[str]
+    limits: Limits
     storage: Dict[str, Any]
     runtime: Dict[str, Any]
     tail_bytes: int
@@ -84,28 +106,33 @@ def read(path: str) -> Job:
             document = json.load(file)
         if document["version"] != VERSION:
             raise Refused(f"The job document is of version {document['version']!r}; this runner reads {VERSION}.")
-        return _job(document)
+        return _job(document, Places(path))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused(f"The job document cannot be read: {type(error).__name__}: {error}.") from error
 
 
-def _job(document: Dict[str, Any]) -> Job:
-    job_id = str(document["job_id"])
+def _job(document: Dict[str, Any], places: Places) -> Job:
+    limits = document["limits"]
     return Job(
-        job_id=job_id,
-        steps=[_step(job_id, number, step) for number, step in enumerate(document["executors"])],
+        owner=Owner(document["store_id"], document["task_id"], document["job_id"], places.lock, _place(places)),
+        steps=[_step(number, step) for number, step in enumerate(document["executors"])],
         inputs=[Input(i["path"], i["type"], i.get("url"), i.get("content")) for i in document["inputs"]],
         outputs=[Output(o["path"], o["type"], o["url"], o.get("path_prefix", "")) for o in document["outputs"]],
         volumes=list(document["volumes"]),
+        limits=Limits(limits.get("cpu_cores"), limits.get("ram_gb"), limits.get("disk_gb")),
         storage=document["storage"],
         runtime=document["runtime"],
         tail_bytes=int(document["tail_bytes"]),
     )
 
 
-def _step(job_id: str, number: int, step: Dict[str, Any]) -> Step:
+def _place(places: Places) -> str:
+    status = os.stat(os.path.dirname(places.directory))
+    return f"{status.st_dev}:{status.st_ino}"
+
+
+def _step(number: int, step: Dict[str, Any]) -> Step:
     return Step(
-        job_id=job_id,
         number=number,
         image=step["image"],
         command=list(step["command"]),

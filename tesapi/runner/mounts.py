@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import stat
 from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 from . import wildcards
@@ -27,10 +28,14 @@ class Mount(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """The mounts of a job, parents first, and where each input is to be staged, in the order of the job's inputs."""
+    """The mounts of a job, parents first, and where each input is to be staged, in the order of the job's inputs.
+
+    `at_top` are the patterns of names directly below / at which outputs may lie.
+    """
 
     mounts: List[Mount]
     staged_inputs: List[str]
+    at_top: List[str]
 
 
 def normal(path: str) -> str:
@@ -66,7 +71,7 @@ def plan(job: Job, work: str) -> Layout:
             mounts.append(Mount(staged[-1], path, False))
     # Of two inputs that are the same, the later mount hides the earlier one, which is the same.
     mounts.sort(key=lambda mount: 0 if mount.target == "/" else mount.target.count("/"))
-    return Layout(mounts, staged)
+    return Layout(mounts, staged, _at_top(job, folders))
 
 
 def make_folders(job: Job, layout: Layout) -> None:
@@ -92,6 +97,24 @@ def make_mount_points(layout: Layout) -> None:
             os.makedirs(point, exist_ok=True)
         elif not os.path.lexists(point):
             os.close(os.open(point, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+
+
+def open_to_all(layout: Layout) -> None:
+    """Let any user read what is mounted, and write where it may be written. Around it lies a folder of the runner's."""
+    for mount in layout.mounts:
+        _open(mount.source, 0o222 if mount.writable else 0)
+        for folder, folders, files in os.walk(mount.source):
+            for name in folders + files:
+                _open(os.path.join(folder, name), 0o222 if mount.writable else 0)
+
+
+def _open(path: str, more: int) -> None:
+    status = os.lstat(path)
+    if stat.S_ISLNK(status.st_mode):
+        return
+    more |= 0o555 if stat.S_ISDIR(status.st_mode) else 0o444
+    if status.st_mode & more != more:
+        os.chmod(path, stat.S_IMODE(status.st_mode) | more)
 
 
 class Namespace:
@@ -167,6 +190,12 @@ def _wanted_folders(job: Job) -> List[str]:
             if stream and stream != DISCARD:
                 wanted.add(posixpath.dirname(_mountable(stream)))
     return sorted(wanted)
+
+
+def _at_top(job: Job, folders: Sequence[str]) -> List[str]:
+    paths = [normal(output.path) for output in job.outputs]
+    inside = [folder for folder in folders if folder != "/"]
+    return sorted({path.split("/")[1] for path in paths if not any(is_within(path, folder) for folder in inside)})
 
 
 def _mountable(path: str) -> str:

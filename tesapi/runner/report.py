@@ -19,9 +19,10 @@ class Tails(NamedTuple):
 
 
 class Report:
-    """Appends to the report of a job. Only whoever holds the job's lock may make one."""
+    """Appends to the report of a job. Only whoever holds the job's lock may make one; one may be `silent`."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, *, silent: bool = False) -> None:
+        self._silent = silent
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self.lines = _whole_lines(self._fd)
 
@@ -39,7 +40,12 @@ class Report:
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
-        echo(data)
+        if not self._silent:
+            echo(data)
+
+    def note(self, text: str) -> None:
+        """A sentence for the job's user."""
+        self.write("note", text=plain(text))
 
     def sync(self) -> None:
         """Make what has been written survive a power loss."""

@@ -80,7 +80,7 @@ class _Out:
         for match in found:
             self._store(match, below(url.rstrip("/"), wildcards.relative(match, prefix)), "FILE", ())
         if not found:
-            self._report.write("note", text=f"Nothing matches the output {output.path}.")
+            self._report.note(f"Nothing matches the output {output.path}.")
 
     def _store(self, path: str, url: str, kind: str, above: Tuple[str, ...]) -> bool:
         """Store a file, or a directory with all that is in it; False where there is nothing."""
@@ -102,7 +102,7 @@ class _Out:
 
     def _store_folder(self, path: str, where: str, url: str, above: Tuple[str, ...]) -> None:
         if where in above:
-            self._report.write("note", text=plain(f"{path} leads to a folder around it, and was not stored."))
+            self._report.note(f"{path} leads to a folder around it, and was not stored.")
             return
         self._storages.of(url).make_folder(url)
         for name in sorted(self._names(path)):
@@ -110,7 +110,7 @@ class _Out:
             try:
                 self._store(inner, below(url, name), "FILE", (*above, where))
             except Refused as refused:  # a link out of the task, or a FIFO: no reason to lose the rest
-                self._report.write("note", text=plain(f"Not stored: {refused}"))
+                self._report.note(f"Not stored: {refused}")
 
     def _matching(self, pattern: List[str]) -> List[str]:
         found = [""]

@@ -64,6 +64,9 @@ async def _job(backend: Backend, *steps: dict[str, Any], cpu_cores: int = 1, ram
     document = {
         "version": 1,
         "job_id": job_id,
+        "task_id": "task",
+        "store_id": "store",
+        "limits": {},
         "executors": steps,
         "inputs": [],
         "outputs": [],

@@ -18,6 +18,7 @@ import pytest
 
 from tesapi.runner import guard
 from tesapi.runner.job import Refused
+from tesapi.runner.runtimes.base import make
 from tests.jobs import (
     JobPlace,
     children_of,
@@ -321,7 +322,7 @@ def test_a_process_that_only_mentions_the_job_is_not_swept(place: JobPlace) -> N
     marks = ["--hostname", place.job_id]
     command = [sys.executable, "-c", "import time; time.sleep(60)"]
     with subprocess.Popen([*command, *marks]) as one, subprocess.Popen([*command, "--", *marks]) as other:
-        guard.sweep(marks)
+        make(dict(place.runtime), place.owner, print).remove()
         assert (one.poll(), other.poll()) == (None, None)
         one.kill()
         other.kill()

@@ -3,54 +3,95 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Dict, List, NamedTuple, Optional, Protocol, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Protocol, Sequence, Tuple
 
-from ..job import Step
+from ..job import Limits, Owner, Refused, Step
 from ..mounts import Mount
 
 RUNTIMES = {
     "bubblewrap": "bubblewrap:Bubblewrap",
+    "docker": "docker:Docker",
 }
 """Kind -> module and class beside this one."""
 
-ARGUMENTS_FD = 20
-STATUS_FD = 21
-"""Descriptors at which the started program finds `Launch.arguments` and may write what `read_end` understands."""
+Note = Callable[[str], None]
+Check = Callable[[], None]
 
 
-class Launch(NamedTuple):
-    """How a step is started: an argument list, and more arguments that others on this machine are not to see."""
+class Room(NamedTuple):
+    """What a step's container gets. `scratch` is a folder for what it needs outside, and exists.
 
-    argv: List[str]
-    arguments: bytes
-    image_used: str
+    `stdin`, `stdout` and `stderr` are descriptors, open until the container is removed. `at_top` are the patterns of
+    names directly below / at which outputs may lie. `check` raises when the job is to stop.
+    """
+
+    mounts: Sequence[Mount]
+    limits: Limits
+    scratch: str
+    stdin: int
+    stdout: int
+    stderr: int
+    has_stdin: bool
+    at_top: Sequence[str]
+    check: Check
 
 
 class End(NamedTuple):
-    """How a step ended: its exit code, or a sentence on why it was never started."""
+    """How a step ended: its exit code, and what more is known of the reason; or why it was never started."""
 
     exit_code: int
-    failure: Optional[str]
+    reason: Optional[str] = None
+    failure: Optional[str] = None
+
+
+class Container(Protocol):
+    """A step's container: made, and not started."""
+
+    image_used: str
+
+    def start(self) -> None:
+        """Start it. Raises Refused; an error of the step's own command is its end, which `poll` tells."""
+
+    def descriptors(self) -> Tuple[List[int], List[int]]:
+        """What is to become readable, and writable, before `poll` has something to do. A child's end counts, too."""
+
+    def poll(self) -> Optional[End]:
+        """Move what there is to be moved, a bounded amount of it; the end, once it has ended."""
 
 
 class Runtime(Protocol):
-    """Builds argument lists and reads what came back; runs nothing itself."""
+    """Containers of one job by one program or engine. Raises Refused, with a sentence, for whatever cannot be done."""
+
+    foreign_users: bool
+    """Whether the inside may be another user than the runner, so that files must be open to everybody."""
 
     def unsupported(self, image: str) -> Optional[str]:
-        """A sentence on why `image` cannot be run here, or None."""
+        """A sentence on why `image` cannot be run here, or None. Asked before anything moves."""
 
-    def launch(self, step: Step, mounts: Sequence[Mount], scratch: str) -> Launch:
-        """How to start `step`. `scratch` is a folder for what this one container needs outside; it exists."""
+    def unenforced(self, limits: Limits) -> List[str]:
+        """A sentence on each limit that cannot be applied here."""
 
-    def read_end(self, returncode: int, status: bytes, stderr_tail: str) -> End:
-        """What the program's return code, its words at STATUS_FD and the end of its stderr mean."""
+    def pull(self, image: str, check: Check) -> None:
+        """Have the image on this machine."""
 
-    def marks(self, job_id: str) -> List[str]:
-        """Consecutive arguments that every process of this job's containers shows; empty where there is none."""
+    def container(self, step: Step, room: Room) -> Container:
+        """Make the container of a step."""
+
+    def remove(self) -> None:
+        """End and remove all containers of the job; returns when none is left, however long that takes.
+
+        Safe in another process than the one that made them, and while that one is being killed.
+        """
+
+    def others(self) -> List[Owner]:
+        """Whose containers of the same store and place are on this machine; none where they cannot outlive theirs."""
 
 
-def make(settings: Dict[str, Any]) -> Runtime:
-    """The runtime of kind `settings["kind"]`."""
-    module, _, name = RUNTIMES[settings["kind"]].partition(":")
-    runtime: Runtime = getattr(importlib.import_module("." + module, __package__), name)(settings)
+def make(settings: Dict[str, Any], owner: Owner, note: Note) -> Runtime:
+    """The runtime of kind `settings["kind"]`; `note` takes sentences for the job's user. Raises Refused."""
+    kind = settings["kind"]
+    if kind not in RUNTIMES:
+        raise Refused(f"This runner has no runtime {kind}; it has {', '.join(sorted(RUNTIMES))}.")
+    module, _, name = RUNTIMES[kind].partition(":")
+    runtime: Runtime = getattr(importlib.import_module("." + module, __package__), name)(settings, owner, note)
     return runtime

@@ -10,11 +10,16 @@ import json
 import os
 import posixpath
 import re
-from typing import Any, Dict, List, Optional, Sequence, Set
+import signal
+import subprocess
+import time
+from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 
-from ..job import Refused, Step
-from ..mounts import Mount, follow_links, is_within
-from .base import ARGUMENTS_FD, STATUS_FD, End, Launch
+from ..job import Limits, Owner, Refused, Step
+from ..mounts import follow_links, is_within
+from ..report import tail
+from .base import Check, End, Note, Room
+from .process import ProcessContainer, spawn
 
 HOST = "host"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -36,15 +41,27 @@ _ETC_MADE = {
     "group": "root:x:0:\nnogroup:x:65534:\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
+_SWEEP_INTERVAL_S = 0.05
 _UNREACHED = re.compile(r"^bwrap: execvp .*: ([^:\n]*)$", re.MULTILINE)
+
+
+ARGUMENTS_FD = 20
+STATUS_FD = 21
+"""Descriptors at which bwrap finds most of its arguments, and writes how its child ended."""
+
+_STATUS_BYTES = 64 << 10
 
 
 class Bubblewrap:
     """`settings` are `{"program": path of bwrap, "images": [[pattern, "host" or a directory], ...]}`."""
 
-    def __init__(self, settings: Dict[str, Any]) -> None:
+    foreign_users = False
+
+    def __init__(self, settings: Dict[str, Any], owner: Owner, note: Note) -> None:
         self._program: str = settings["program"]
         self._images: List[List[str]] = settings["images"]
+        self._hostname = owner.job_id[:64]
+        self._network = settings.get("network", "default")
 
     def unsupported(self, image: str) -> Optional[str]:
         root = self._root_of(image)
@@ -58,49 +75,66 @@ class Bubblewrap:
             return f"The image {image} is mapped to {root}, which is not a directory on this machine."
         return None
 
-    def marks(self, job_id: str) -> List[str]:
-        return ["--hostname", job_id[:64]]
+    def unenforced(self, limits: Limits) -> List[str]:
+        return []
 
-    def launch(self, step: Step, mounts: Sequence[Mount], scratch: str) -> Launch:
+    def pull(self, image: str, check: Check) -> None:
+        return
+
+    def others(self) -> List[Owner]:
+        return []  # a sandbox dies with its runner
+
+    def remove(self) -> None:
+        _sweep(self._marks())
+
+    def container(self, step: Step, room: Room) -> ProcessContainer:
         mapped = self._root_of(step.image)
         if mapped is None:
             raise Refused(str(self.unsupported(step.image)))
         image = _HostImage() if mapped == HOST else _DirectoryImage(mapped)
-        own_root = [mount.source for mount in mounts if mount.target == "/"]
-        root = own_root[0] if own_root else os.path.join(scratch, "root")
+        arguments = b"".join(os.fsencode(argument) + b"\0" for argument in self._arguments(step, room, image))
+        # Only what marks the sandbox stands in the open: the rest holds values of the user's environment.
+        argv = [self._program, "--unshare-uts", *self._marks(), "--args", str(ARGUMENTS_FD), "--", *step.command]
+        status = _unnamed(os.path.join(room.scratch, "status"), b"")
+
+        def start() -> subprocess.Popen[bytes]:
+            given = _unnamed(os.path.join(room.scratch, "arguments"), arguments)
+            try:
+                os.dup2(given, ARGUMENTS_FD)
+                os.dup2(status, STATUS_FD)
+                return spawn(argv, room, {}, (ARGUMENTS_FD, STATUS_FD))
+            finally:
+                for descriptor in (given, ARGUMENTS_FD, STATUS_FD):
+                    os.close(descriptor)
+
+        def read_end(returncode: int) -> End:
+            said = os.pread(status, _STATUS_BYTES, 0)
+            os.close(status)
+            return _end(returncode, said, tail(f"/proc/self/fd/{room.stderr}", 4096))
+
+        return ProcessContainer(f"{step.image} is {image.description} (bubblewrap)", start, read_end)
+
+    def _arguments(self, step: Step, room: Room, image: Union[_HostImage, _DirectoryImage]) -> List[str]:
+        own_root = [mount.source for mount in room.mounts if mount.target == "/"]
+        root = own_root[0] if own_root else os.path.join(room.scratch, "root")
         _make_root(root)
-        arguments = [*_isolation(), "--bind", root, "/", *image.arguments(scratch, step.job_id)]
-        places = [mount._replace(target=image.resolve(mount.target)) for mount in mounts if mount.target != "/"]
+        isolation = _isolation() + (["--unshare-net"] if self._network == "none" else [])
+        arguments = [*isolation, "--bind", root, "/", *image.arguments(room.scratch, self._hostname)]
+        places = [mount._replace(target=image.resolve(mount.target)) for mount in room.mounts if mount.target != "/"]
         workdir = image.resolve(step.workdir) if step.workdir else "/"
         arguments += _rebuilt([mount.target for mount in places] + [workdir], image)
         for mount in places:
             arguments += ["--bind" if mount.writable else "--ro-bind", mount.source, mount.target]
         arguments += image.closing_arguments()
         arguments += ["--proc", "/proc", *_protected_proc(), "--dev", "/dev", "--dir", workdir, "--chdir", workdir]
-        environment = {"PATH": _PATH, "HOME": "/root", "HOSTNAME": step.job_id[:64], **step.env}
+        environment = {"PATH": _PATH, "HOME": "/root", "HOSTNAME": self._hostname, **step.env}
         for name, value in environment.items():
             arguments += ["--setenv", name, value]
-        # Only what marks the sandbox stands in the open: the rest holds values of the user's environment.
-        argv = [self._program, "--unshare-uts", *self.marks(step.job_id), "--args", str(ARGUMENTS_FD)]
-        return Launch(
-            argv=[*argv, "--", *step.command],
-            arguments=b"".join(os.fsencode(argument) + b"\0" for argument in arguments),
-            image_used=f"{step.image} is {image.description} (bubblewrap)",
-        )
+        return arguments
 
-    def read_end(self, returncode: int, status: bytes, stderr_tail: str) -> End:
-        for line in status.splitlines():
-            code = _exit_code(line)
-            if code is not None:
-                return End(code, None)
-        # bwrap itself ends with 1 where the program cannot be executed, and then reports no exit code.
-        unreached = _UNREACHED.findall(stderr_tail)
-        if unreached:
-            return End(127 if unreached[-1] == "No such file or directory" else 126, None)
-        if returncode < 0:
-            return End(128 - returncode, None)
-        said = stderr_tail.strip().splitlines()[-1:] or [f"bwrap ended with {returncode}"]
-        return End(returncode, f"The sandbox could not be made: {said[0]}.")
+    def _marks(self) -> List[str]:
+        """Consecutive arguments that every process of the job's sandboxes shows."""
+        return ["--hostname", self._hostname]
 
     def _root_of(self, image: str) -> Optional[str]:
         name = short_name(image)
@@ -109,6 +143,86 @@ class Bubblewrap:
             if fnmatch.fnmatchcase(name, short) or fnmatch.fnmatchcase(_repository(name), short):
                 return root
         return None
+
+
+def _end(returncode: int, status: bytes, stderr_tail: str) -> End:
+    for line in status.splitlines():
+        code = _exit_code(line)
+        if code is not None:
+            return End(code)
+    # bwrap itself ends with 1 where the program cannot be executed, and then reports no exit code.
+    unreached = _UNREACHED.findall(stderr_tail)
+    if unreached:
+        return End(127 if unreached[-1] == "No such file or directory" else 126)
+    if returncode < 0:
+        return End(128 - returncode)
+    said = stderr_tail.strip().splitlines()[-1:] or [f"bwrap ended with {returncode}"]
+    return End(returncode, failure=f"The sandbox could not be made: {said[0]}.")
+
+
+def _unnamed(path: str, data: bytes) -> int:
+    """A descriptor that reads `data`, and that nothing else leads to."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(path)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
+
+
+def _sweep(marks: List[str]) -> None:
+    """Kill every sandbox that shows `marks`, and wait until nothing of it is left.
+
+    Of a sandbox, that ends the first process of its pid namespace; the kernel ends all others in it before that one
+    becomes a zombie. A process that is just dying has no arguments any more, so whose sandbox it is cannot be asked:
+    each such one is waited for, too.
+    """
+    while marks:
+        found, dying = _sandboxes(marks)
+        if not found and not dying:
+            return
+        for pid in found:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        time.sleep(_SWEEP_INTERVAL_S)
+
+
+def _sandboxes(marks: List[str]) -> Tuple[List[int], List[int]]:
+    """Processes of bubblewrap that show `marks`, and those that are dying, whosever they are."""
+    wanted = b"\0" + b"\0".join(os.fsencode(mark) for mark in marks) + b"\0"
+    found, dying = [], []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            with open(f"/proc/{name}/cmdline", "rb") as file:
+                arguments = file.read()
+        except OSError:
+            continue
+        if not arguments:
+            if _is_dying_bwrap(int(name)):
+                dying.append(int(name))
+        # The marks stand before `--`: what the user's own command says does not count.
+        elif wanted in arguments.partition(b"\0--\0")[0] + b"\0" and _is_bwrap(arguments):
+            found.append(int(name))
+    return found, dying
+
+
+def _is_dying_bwrap(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            stat = file.read()
+    except OSError:
+        return False
+    name, _, fields = stat.partition(b"(")[2].rpartition(b")")
+    return name == b"bwrap" and fields.split()[0] not in (b"Z", b"X")
+
+
+def _is_bwrap(arguments: bytes) -> bool:
+    return os.path.basename(arguments.partition(b"\0")[0]) == b"bwrap"
 
 
 def short_name(image: str) -> str:
