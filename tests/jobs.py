@@ -15,6 +15,7 @@ from typing import Any
 from tesapi import __version__
 from tesapi.jobs.bundle import runner_text
 from tesapi.runner.job import Owner
+from tesapi.runner.runtimes.engine import Engine
 
 Event = dict[str, Any]
 
@@ -131,6 +132,14 @@ class JobPlace:
         assert runner.returncode == 0
         assert stdout == self.report_file.read_bytes()
         return parse(stdout)
+
+    def remains(self) -> Sequence[object]:
+        """Whatever there is of the job's containers: processes, or ids that its engine knows."""
+        if self.runtime["kind"] == "bubblewrap":
+            return [pid for pid in sandboxes(self.job_id) if pid_alive(pid)]
+        query = {"all": "1", "filters": json.dumps({"label": [f"tesapi.job={self.job_id}"]})}
+        found = Engine(str(self.runtime["socket"])).call("GET", "/containers/json", None, query)
+        return [container["Id"] for container in found]
 
     @property
     def report_file(self) -> pathlib.Path:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import posixpath
 import stat
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, NamedTuple, Optional, Sequence
 
 from . import wildcards
 from .job import Job, Refused
@@ -58,18 +58,21 @@ def plan(job: Job, work: str) -> Layout:
         for number, folder in enumerate(folders)
     ]
     staged: List[str] = []
-    claimed: Dict[str, Tuple[Optional[str], Optional[str]]] = {}
+    claimed: Dict[str, int] = {}
     for number, item in enumerate(job.inputs):
         path = _mountable(item.path)
-        if claimed.setdefault(path, (item.url, item.content)) != (item.url, item.content):
+        first = claimed.setdefault(path, number)
+        if (item.url, item.content) != (job.inputs[first].url, job.inputs[first].content):
             raise Refused(f"Two different inputs have the path {path}.")
+        if first != number:
+            staged.append(staged[first])
+            continue
         # A copy that the task may write over: as Cromwell's scripts are, and folders into which outputs go.
         if path in outputs or any(is_within(folder, path) for folder in wanted):
             staged.append(_beneath(mounts, path))
         else:
             staged.append(os.path.join(work, "in", str(number)))
             mounts.append(Mount(staged[-1], path, False))
-    # Of two inputs that are the same, the later mount hides the earlier one, which is the same.
     mounts.sort(key=lambda mount: 0 if mount.target == "/" else mount.target.count("/"))
     return Layout(mounts, staged, _at_top(job, folders))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from typing import IO, Any, Mapping, Optional, Tuple
+from typing import IO, Any, Mapping, Optional, Sequence, Tuple, Union
 from urllib.parse import quote, urlencode
+
+Query = Union[Mapping[str, str], Sequence[Tuple[str, str]], None]
 
 _ANSWER_S = 120.0
 _MAX_MESSAGE = 1000
@@ -96,7 +98,7 @@ class Engine:
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def call(self, method: str, path: str, body: object = None, query: Optional[Mapping[str, str]] = None) -> Any:
+    def call(self, method: str, path: str, body: object = None, query: Query = None) -> Any:
         """What the engine answers, parsed; None where that has no body. Raises EngineAway, EngineRefused.
 
         `body` is sent as JSON, and bytes and a file as they are.
@@ -116,7 +118,7 @@ class Engine:
         method: str,
         path: str,
         body: Any = None,
-        query: Optional[Mapping[str, str]] = None,
+        query: Query = None,
         headers: Optional[Mapping[str, str]] = None,
     ) -> Answer:
         """The engine's answer, its body unread. Raises EngineAway, EngineRefused."""
