@@ -9,7 +9,7 @@ import subprocess
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tesapi.backends.runtimes import RuntimeProbe
+from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
 from tests.jobs import until
 from tests.services.server import Server
 
@@ -19,7 +19,7 @@ _TRUE = {"executors": [{"image": "alpine", "command": ["true"]}]}
 
 def run(folder: pathlib.Path, rounds: int) -> None:
     """Measure and print."""
-    probe = RuntimeProbe(folder, [])
+    probe = RuntimeProbe(folder, RuntimeOptions("bubblewrap"))
     probe.look()
     if probe.found is None:
         print(f"local: not measured. {probe.sentence}")

@@ -16,7 +16,7 @@ from tesapi.api import health, problems, service_info
 from tesapi.api import tasks as task_routes
 from tesapi.backends.base import Backend, Capacity
 from tesapi.backends.local import LocalBackend
-from tesapi.backends.runtimes import BASE_IMAGES, RuntimeProbe
+from tesapi.backends.runtimes import BASE_IMAGES, RuntimeOptions, RuntimeProbe
 from tesapi.dispatch.dispatcher import Dispatcher
 from tesapi.dispatch.drive import Driver
 from tesapi.dispatch.routing import Destination
@@ -110,11 +110,22 @@ def _make_default_root(settings: Settings) -> None:
 
 
 def _probe(settings: Settings, directory: Path) -> RuntimeProbe:
-    images = settings.runtime.bubblewrap.images
-    if images is not None:
-        return RuntimeProbe(directory, list(images.items()))
-    # Nobody but users of this machine can reach a server on loopback, and its /usr they see anyway.
-    return RuntimeProbe(directory, [(image, HOST) for image in BASE_IMAGES] if settings.server.is_loopback else [])
+    runtime = settings.runtime
+    images = runtime.bubblewrap.images
+    if images is None:
+        # Nobody but users of this machine can reach a server on loopback, and its /usr they see anyway.
+        images = dict.fromkeys(BASE_IMAGES, HOST) if settings.server.is_loopback else {}
+    options = RuntimeOptions(
+        kind=runtime.kind,
+        network=runtime.network,
+        user=runtime.user or "",
+        capabilities=runtime.capabilities,
+        pids_limit=runtime.pids_limit,
+        pull=runtime.pull,
+        docker_host=runtime.docker.host or os.environ.get("DOCKER_HOST", ""),
+        images=list(images.items()),
+    )
+    return RuntimeProbe(directory, options)
 
 
 def _local_capacity(settings: Settings) -> Capacity:

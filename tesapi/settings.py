@@ -47,7 +47,6 @@ _NOT_BUILT = {
     "oauth.*": "OpenID Connect",
     "storage.http.deny_networks": "denying networks to http:// inputs",
     "storage.s3.*": "S3 storage",
-    "runtime.kind=docker": "the runtime docker",
     "runtime.kind=podman": "the runtime podman",
     "runtime.kind=apptainer": "the runtime apptainer",
 }
@@ -89,6 +88,24 @@ def _image_source(value: str) -> str:
     if value != "host" and (not PurePath(value).is_absolute() or ".." in PurePath(value).parts):
         raise ValueError("must map each image pattern to \"host\" or to an absolute directory without '..'")
     return value
+
+
+def _unix_socket(value: str) -> str:
+    if not value.startswith("unix:///"):
+        raise ValueError("must be a socket of this machine, unix:///...: files of a task are mounted from here")
+    return value
+
+
+def _user(value: str) -> str:
+    if not re.fullmatch(r"\d{1,10}(:\d{1,10})?", value):
+        raise ValueError('must be numbers, "UID" or "UID:GID": names mean something else in each image')
+    return value
+
+
+def _capability(value: str) -> str:
+    if not re.fullmatch(r"[A-Z_]+", value) or value == "ALL":
+        raise ValueError('must be a list of single capabilities in capitals, without CAP_, such as ["CHOWN", "SETUID"]')
+    return value.removeprefix("CAP_")
 
 
 def _url(*schemes: str) -> Callable[[str], str]:
@@ -183,10 +200,22 @@ class Bubblewrap(_Table):
     images: _Frozen[Annotated[str, AfterValidator(_image_source)]] | None = Field(None, description=_IMAGES)
 
 
+class Docker(_Table):
+    host: Annotated[str, AfterValidator(_unix_socket)] | None = Field(None, description="a text: unix:///...")
+
+
 class Runtime(_Table):
     kind: Literal["auto", "docker", "podman", "apptainer", "bubblewrap"] = Field(
         "auto", description="one of auto, docker, podman, apptainer, bubblewrap"
     )
+    network: Literal["default", "none", "host"] = Field("default", description="one of default, none, host")
+    user: Annotated[str, AfterValidator(_user)] | None = Field(None, description="a text: UID or UID:GID")
+    capabilities: Annotated[tuple[Annotated[str, AfterValidator(_capability)], ...], Field(strict=False)] = Field(
+        (), description='a list of capabilities such as ["CHOWN", "SETUID"]'
+    )
+    pids_limit: int = Field(4096, ge=8, le=4_000_000, description="a whole number, at least 8")
+    pull: Literal["missing", "always", "never"] = Field("missing", description="one of missing, always, never")
+    docker: Docker = _DEFAULTS
     bubblewrap: Bubblewrap = _DEFAULTS
 
 

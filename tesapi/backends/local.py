@@ -216,7 +216,7 @@ class LocalBackend:
         if runner is not None and runner.poll() is None:
             await self._news(places, _EXIT_PATIENCE_S)
         if runner is not None and runner.poll() is not None:
-            del self._runners[job_id]
+            self._runners.pop(job_id, None)
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, lambda: call(*args, **kwargs))

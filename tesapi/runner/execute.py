@@ -11,7 +11,7 @@ from typing import NamedTuple, Tuple
 
 from .guard import Stop, Stopped
 from .job import Job, Places, Refused, Step
-from .mounts import DISCARD, Layout, Namespace
+from .mounts import DISCARD, Layout, Namespace, make_mount_points
 from .report import Report, tail
 from .runtimes.base import Container, End, Room, Runtime
 
@@ -34,30 +34,32 @@ def run_step(step: Step, job: Job, places: Places, runtime: Runtime, layout: Lay
     """
     scratch = os.path.join(places.work, "exec", str(step.number))
     os.makedirs(scratch)
+    make_mount_points(layout)
     streams = _streams(step, scratch, Namespace(layout.mounts))
     tail_bytes = max(512, job.tail_bytes // (2 * len(job.steps)))
     stop.check()
     with contextlib.ExitStack() as stack:
         room = _room(job, layout, scratch, streams, stop, stack)
-        stack.callback(runtime.remove)  # also what a program left in the background
+        stack.callback(runtime.remove)
         container = runtime.container(step, room)
         stop.check()
         report.write("executor_started", index=step.number, image_used=container.image_used)
         try:
             container.start()
-            end = _wait(container, step, streams, tail_bytes, places, stop)
+            end = _wait(container, step, room, tail_bytes, places, stop)
+            runtime.remove()  # also what the program left in the background
         except (Stopped, Refused, OSError):
             runtime.remove()
-            _report_end(report, step, _KILLED, streams, tail_bytes)
+            _report_end(report, step, _KILLED, room, tail_bytes)
             raise
-    _report_end(report, step, end.exit_code, streams, tail_bytes)
+        _report_end(report, step, end.exit_code, room, tail_bytes)
     if end.failure is not None:
         raise Refused(end.failure)
     return end
 
 
-def _report_end(report: Report, step: Step, exit_code: int, streams: Streams, tail_bytes: int) -> None:
-    stdout, stderr = tail(streams.stdout, tail_bytes), tail(streams.stderr, tail_bytes)
+def _report_end(report: Report, step: Step, exit_code: int, room: Room, tail_bytes: int) -> None:
+    stdout, stderr = tail(room.stdout, tail_bytes), tail(room.stderr, tail_bytes)
     report.write("executor_ended", index=step.number, exit_code=exit_code, stdout=stdout, stderr=stderr)
 
 
@@ -66,7 +68,7 @@ def _room(job: Job, layout: Layout, scratch: str, streams: Streams, stop: Stop, 
     stack.callback(os.close, stdin)
     outward = []
     for path in (streams.stdout, streams.stderr):
-        outward.append(_open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
+        outward.append(_open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND))
         stack.callback(os.close, outward[-1])
     return Room(
         mounts=layout.mounts,
@@ -81,7 +83,7 @@ def _room(job: Job, layout: Layout, scratch: str, streams: Streams, stop: Stop, 
     )
 
 
-def _wait(container: Container, step: Step, streams: Streams, tail_bytes: int, places: Places, stop: Stop) -> End:
+def _wait(container: Container, step: Step, room: Room, tail_bytes: int, places: Places, stop: Stop) -> End:
     sizes: Tuple[int, int] = (0, 0)
     due = time.monotonic() + _TAILS_INTERVAL_S
     while True:
@@ -91,15 +93,15 @@ def _wait(container: Container, step: Step, streams: Streams, tail_bytes: int, p
         stop.wait(_TAILS_INTERVAL_S, *container.descriptors())
         if time.monotonic() >= due:
             due = time.monotonic() + _TAILS_INTERVAL_S
-            now = (_size(streams.stdout), _size(streams.stderr))
+            now = (os.fstat(room.stdout).st_size, os.fstat(room.stderr).st_size)
             if now != sizes:
                 sizes = now
-                _write_tails(places.tails, step.number, streams, tail_bytes)
+                _write_tails(places.tails, step.number, room, tail_bytes)
 
 
-def _write_tails(path: str, index: int, streams: Streams, tail_bytes: int) -> None:
+def _write_tails(path: str, index: int, room: Room, tail_bytes: int) -> None:
     """The streams so far, for whoever looks while the step runs."""
-    tails = {"index": index, "stdout": tail(streams.stdout, tail_bytes), "stderr": tail(streams.stderr, tail_bytes)}
+    tails = {"index": index, "stdout": tail(room.stdout, tail_bytes), "stderr": tail(room.stderr, tail_bytes)}
     try:
         with open(path + ".new", "w", encoding="ascii") as file:
             json.dump(tails, file)
@@ -125,10 +127,3 @@ def _open(path: str, flags: int) -> int:
         raise Refused(f"{path} is to take or give a stream, and is not a regular file.")
     os.set_blocking(descriptor, True)
     return descriptor
-
-
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except OSError:
-        return 0

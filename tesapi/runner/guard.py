@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, Dict, Optional, Sequence
 
 from .job import Places, Refused, read
+from .processes import boot_id, start_time
 from .report import Report, echo
 from .runtimes.base import Note, Runtime, make
 
@@ -109,18 +110,7 @@ def mark_started(path: str) -> None:
 
 def _whoami() -> Dict[str, Any]:
     pid = os.getpid()
-    return {"host": os.uname().nodename, "boot_id": _boot_id(), "pid": pid, "start_time": start_time(pid)}
-
-
-def start_time(pid: int) -> Optional[int]:
-    """When a process started, in clock ticks since boot; None where it is gone. Source: proc(5), field 22 of stat."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
-    except OSError:
-        return None
-    fields = stat[stat.rindex(b")") + 2 :].split()
-    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+    return {"host": os.uname().nodename, "boot_id": boot_id(), "pid": pid, "start_time": start_time(pid)}
 
 
 def living(path: str) -> Optional[int]:
@@ -134,15 +124,7 @@ def living(path: str) -> Optional[int]:
     except (OSError, ValueError):
         return None
     pid = int(who["pid"])
-    return pid if who["boot_id"] == _boot_id() and start_time(pid) == who["start_time"] else None
-
-
-def _boot_id() -> str:
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return ""
+    return pid if who["boot_id"] == boot_id() and start_time(pid) == who["start_time"] else None
 
 
 class Watchdog:
@@ -213,7 +195,7 @@ def _how_it_died(places: Places) -> str:
             who = json.load(file)
     except (OSError, ValueError):
         return "The job's runner died at its start,"
-    if who["boot_id"] != _boot_id():
+    if who["boot_id"] != boot_id():
         return f"The machine {who['host']} went down"
     return f"The job's runner on {who['host']} (process {who['pid']}) was killed"
 

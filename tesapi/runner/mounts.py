@@ -68,7 +68,7 @@ def plan(job: Job, work: str) -> Layout:
             staged.append(staged[first])
             continue
         # A copy that the task may write over: as Cromwell's scripts are, and folders into which outputs go.
-        if path in outputs or any(is_within(folder, path) for folder in wanted):
+        if path in outputs or _holds(path, wanted):
             staged.append(_beneath(mounts, path))
         else:
             staged.append(os.path.join(work, "in", str(number)))
@@ -88,13 +88,23 @@ def make_folders(job: Job, layout: Layout) -> None:
 
 
 def make_mount_points(layout: Layout) -> None:
-    """Make the places for mounts inside of other mounts. Asked when the inputs are staged, since it looks at them."""
+    """Make the places for mounts inside of other mounts, where they are not yet or not any more.
+
+    Asked before each executor, when the inputs are staged, since it looks at them. Raises Refused where a link stands
+    in the way: it could lead out of the job.
+    """
     for mount in layout.mounts:
         parents = [other for other in layout.mounts if other is not mount and is_within(mount.target, other.target)]
         parents = [other for other in parents if other.target not in ("/", mount.target)]
         if not parents:
             continue
         point = _beneath(parents, mount.target)
+        top = max((other.source for other in parents if point.startswith(other.source + "/")), key=len)
+        folder = top
+        for name in os.path.relpath(point, top).split("/"):
+            folder = os.path.join(folder, name)
+            if os.path.islink(folder):
+                raise Refused(f"{mount.target} cannot be mounted: there is a symbolic link on its way.")
         os.makedirs(os.path.dirname(point), exist_ok=True)
         if os.path.isdir(mount.source):
             os.makedirs(point, exist_ok=True)
@@ -178,11 +188,18 @@ def _beneath(mounts: Sequence[Mount], path: str) -> str:
 def _writable_folders(job: Job) -> List[str]:
     """The outermost of the folders that are wanted; / holds files at the top, and stands for nothing below it."""
     wanted = _wanted_folders(job)
+    # An input into which something is to be written is a folder of the job, too.
+    inputs = [_mountable(item.path) for item in job.inputs]
+    wanted = sorted({*wanted, *(path for path in inputs if _holds(path, wanted))})
     return sorted(
         folder
         for folder in wanted
         if not any(other not in ("/", folder) and is_within(folder, other) for other in wanted)
     )
+
+
+def _holds(path: str, wanted: Sequence[str]) -> bool:
+    return any(is_within(folder, path) for folder in wanted)
 
 
 def _wanted_folders(job: Job) -> List[str]:

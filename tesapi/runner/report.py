@@ -67,15 +67,12 @@ def plain(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
-def tail(path: str, size: int) -> str:
-    """The end of a file as text that takes at most `size` bytes as ASCII JSON; empty where there is no such file."""
-    try:
-        with open(path, "rb") as file:
-            length = file.seek(0, os.SEEK_END)
-            file.seek(max(0, length - size))
-            data = file.read(size)
-    except OSError:
-        return ""
+def tail(descriptor: int, size: int) -> str:
+    """The end of an open file as text that takes at most `size` bytes as ASCII JSON.
+
+    Of an open file, because a task may have put a link or a FIFO where it was opened.
+    """
+    data = os.pread(descriptor, size, max(0, os.fstat(descriptor).st_size - size))
     text = data.decode("utf-8", "replace")
     while text:
         excess = len(json.dumps(text)) - size

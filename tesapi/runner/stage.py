@@ -57,6 +57,8 @@ def stage_out(job: Job, layout: Layout, storages: Storages, report: Report, chec
             out.store(output)
         except (Refused, StorageFailure) as error:
             problems.append(plain(str(error)))
+        except OSError as error:  # such as a folder that the task has closed, or a name that is too long
+            problems.append(plain(f"The output {output.path} cannot be read: {error.strerror}."))
     return problems
 
 

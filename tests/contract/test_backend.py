@@ -18,7 +18,7 @@ import pytest
 from tesapi import __version__
 from tesapi.backends.base import Backend, Capacity
 from tesapi.backends.local import LocalBackend
-from tesapi.backends.runtimes import RuntimeProbe
+from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
 from tesapi.errors import BackendUnavailable, JobLost
 from tesapi.jobs.bundle import runner_text
 from tesapi.jobs.plan import Job
@@ -32,7 +32,7 @@ Make = Callable[..., Backend]
 def make_local(tmp_path: pathlib.Path, bubblewrap: Mapping[str, object]) -> Make:
     def make(capacity: Capacity | None = None) -> Backend:
         directory = tmp_path / "jobs" / "store-id"
-        probe = RuntimeProbe(directory, [("alpine", "host")])
+        probe = RuntimeProbe(directory, RuntimeOptions("bubblewrap", images=[("alpine", "host")]))
         return LocalBackend(directory, capacity or Capacity(max_jobs=8, cpu_cores=8, ram_gb=8), probe)
 
     return make
@@ -384,7 +384,7 @@ async def test_a_runner_that_does_not_obey_a_cancel_is_killed(
 async def test_without_a_runtime_nothing_is_taken_and_the_sentence_says_why(
     make_local: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tesapi.backends.runtimes._programs", lambda: ["/bin/false"])
+    monkeypatch.setattr("tesapi.backends.runtimes._bwraps", lambda: ["/bin/false"])
     async with make_local() as backend:
         assert not backend.condition().ok
         with pytest.raises(

@@ -34,7 +34,7 @@ def _client(app: FastAPI) -> httpx.AsyncClient:
 
 
 def _settings(folder: pathlib.Path) -> Settings:
-    return load(environ={}, cwd=folder).settings
+    return load(environ={"TESAPI_RUNTIME__KIND": "bubblewrap"}, cwd=folder).settings
 
 
 @pytest.mark.parametrize(
@@ -78,8 +78,8 @@ async def test_a_task_waits_with_a_reason_until_containers_can_be_run(
     tmp_path: pathlib.Path, bubblewrap: Mapping[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtimes, "_LOOK_AGAIN_S", 0.0)
-    found = runtimes._programs()
-    monkeypatch.setattr(runtimes, "_programs", lambda: ["/bin/false"])
+    found = runtimes._bwraps()
+    monkeypatch.setattr(runtimes, "_bwraps", lambda: ["/bin/false"])
     async with running(_settings(tmp_path)) as app, _client(app) as client:
         ready = await client.get("/readyz")
         assert ready.status_code == 200  # tasks wait for a destination; the service takes them
@@ -91,7 +91,7 @@ async def test_a_task_waits_with_a_reason_until_containers_can_be_run(
             await asyncio.sleep(0.02)
         assert task["state"] == "QUEUED"
         assert "Waiting: No container can be run on this machine. /bin/false:" in task["logs"][0]["system_logs"][0]
-        monkeypatch.setattr(runtimes, "_programs", lambda: found)
+        monkeypatch.setattr(runtimes, "_bwraps", lambda: found)
         while task["state"] in {"QUEUED", "INITIALIZING", "RUNNING"}:
             task = (await client.get(f"/v1/tasks/{task_id}?view=FULL")).json()
             await asyncio.sleep(0.02)
@@ -101,7 +101,7 @@ async def test_a_task_waits_with_a_reason_until_containers_can_be_run(
 async def test_a_task_that_waits_for_its_destination_is_canceled_at_once(
     tmp_path: pathlib.Path, bubblewrap: Mapping[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runtimes, "_programs", lambda: ["/bin/false"])
+    monkeypatch.setattr(runtimes, "_bwraps", lambda: ["/bin/false"])
     async with running(_settings(tmp_path)) as app, _client(app) as client:
         task_id = (await client.post("/v1/tasks", json=TRUE)).json()["id"]
         await client.post(f"/v1/tasks/{task_id}:cancel")

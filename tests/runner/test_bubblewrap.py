@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 import pytest
 
+from tesapi.runner.processes import boot_id, start_time
 from tesapi.runner.runtimes.base import make
 from tests.jobs import (
     JobPlace,
@@ -151,6 +152,34 @@ def test_the_end_is_not_told_while_a_killed_sandbox_is_still_dying(place: JobPla
             os.waitpid(sleeper, _WALL)
     place.end()
     assert not pid_alive(inner)
+
+
+def test_a_sandbox_is_ended_by_its_number_whatever_it_shows_of_itself(place: JobPlace) -> None:
+    metadata = place.directory / "metadata"
+    metadata.mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"]) as hidden, subprocess.Popen(["sleep", "60"]) as another:
+        (metadata / "boxes").write_text(
+            f"{hidden.pid} {start_time(hidden.pid)} {boot_id()}\n"
+            f"{another.pid} {(start_time(another.pid) or 0) + 1} {boot_id()}\n"
+            f"{another.pid} {start_time(another.pid)} another-boot\n{another.pid}",
+            "ascii",
+        )
+        make(dict(place.runtime), place.owner, print).remove()
+        assert hidden.wait(10) == -9
+        assert another.poll() is None
+        another.kill()
+
+
+def test_the_first_process_of_a_sandbox_is_noted_before_the_command_runs(place: JobPlace) -> None:
+    place.write(step("sleep", "1000"))
+    with place.start() as runner:
+        until(lambda: only(place.report(), "executor_started") and len(sandboxes(place.job_id)) == 2, "the sandbox")
+        first = max(sandboxes(place.job_id))
+        until(lambda: children_of(first), "the command")
+        noted = (place.directory / "metadata" / "boxes").read_text("ascii").split()
+        assert noted == [str(first), str(start_time(first)), boot_id()]
+        place.cancelled_file.touch()
+        runner.communicate(timeout=30)
 
 
 def test_a_process_that_only_mentions_the_job_is_not_swept(place: JobPlace) -> None:

@@ -236,6 +236,82 @@ def test_an_input_appears_beside_what_the_image_has(place: JobPlace) -> None:
     assert _stdout(events) == "xyzt42\n"
 
 
+def test_an_output_below_an_input_directory_makes_that_a_writable_copy(place: JobPlace) -> None:
+    (place.storage / "data").mkdir()
+    (place.storage / "data" / "a").write_text("a", "ascii")
+    events = place.run(
+        script("cat /data/a > /data/out/r"),
+        inputs=[{"path": "/data", "url": place.url("data"), "type": "DIRECTORY"}],
+        outputs=[{"path": "/data/out/r", "url": place.url("r")}],
+    )
+    assert outcome(events) == ("complete", None)
+    assert place.stored("r") == "a"
+    assert [path.name for path in (place.storage / "data").iterdir()] == ["a"]
+
+
+def test_executors_share_what_lies_at_the_top(place: JobPlace) -> None:
+    events = place.run(
+        script("echo one > /x.txt; echo no > /y.txt"),
+        script("cat /x.txt; echo two >> /x.txt", workdir="/work/dir"),
+        outputs=[{"path": "/x.txt", "url": place.url("x")}],
+    )
+    assert outcome(events) == ("complete", None)
+    assert place.stored("x") == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("rmdir /var/tmp /var; ln -s {host} /var", {}),
+        ("ln -s {host} /vol/wd", {"workdir": "/vol/wd/made"}),
+        ("ln -s /oldroot{host} /vol/wd", {"workdir": "/vol/wd/made"}),
+        ("rm -rf /vol/in; ln -s {host} /vol/in", {}),
+        ("rm -rf /vol/in; ln -s /oldroot{host} /vol/in", {}),
+    ],
+)
+def test_what_one_executor_left_does_not_lead_the_next_ones_preparation_out(
+    place: JobPlace, first: str, second: dict[str, object]
+) -> None:
+    host = place.storage.parent / "host"
+    host.mkdir()
+    place.run(
+        script(first.format(host=host) + "; true", ignore_error=True),
+        script("true", **second),
+        inputs=[{"path": "/vol/in/deep/file", "content": "x"}],
+        outputs=[{"path": "/top", "url": place.url("top")}],
+        volumes=["/vol"],
+    )
+    assert list(host.iterdir()) == []
+
+
+def test_a_link_in_an_input_directory_does_not_lead_another_input_out(place: JobPlace) -> None:
+    host = place.storage / "host"
+    host.mkdir()
+    (place.storage / "data").mkdir()
+    (place.storage / "data" / "link").symlink_to("../host")
+    place.run(
+        step("true"),
+        inputs=[
+            {"path": "/data", "url": place.url("data"), "type": "DIRECTORY"},
+            {"path": "/data/link/made", "content": "x"},
+        ],
+    )
+    assert list(host.iterdir()) == []
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="to root no folder is closed")
+def test_an_output_that_cannot_be_read_does_not_keep_the_others_from_being_stored(place: JobPlace) -> None:
+    events = place.run(
+        script("mkdir /out/closed; echo x > /out/closed/x; chmod 0 /out/closed; echo a > /out/a; exit 3"),
+        outputs=[
+            {"path": "/out/closed", "url": place.url("closed"), "type": "DIRECTORY"},
+            {"path": "/out/a", "url": place.url("a")},
+        ],
+    )
+    assert outcome(events) == ("executor_error", "Executor 0 ended with exit code 3.")
+    assert place.stored("a") == "a\n"
+
+
 def test_an_output_folder_may_lie_inside_of_the_image(place: JobPlace) -> None:
     events = place.run(
         script("echo o > /usr/local/results/o"), outputs=[{"path": "/usr/local/results/o", "url": place.url("o")}]
@@ -345,6 +421,23 @@ def test_a_stream_cannot_be_led_out_of_the_task_by_a_link(place: JobPlace) -> No
     )
     assert outcome(events)[0] == "system_error"
     assert victim.read_text("ascii") == "safe"
+
+
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_task_that_exchanges_its_stream_for_a_link_shows_nothing_of_the_machine(place: JobPlace, stream: str) -> None:
+    secret = place.storage.parent / "secret"
+    secret.write_text("secret of the machine", "ascii")
+    events = place.run(script(f"rm /out/log; ln -s {secret} /out/log; sleep 1.5", **{stream: "/out/log"}))
+    assert outcome(events) == ("complete", None)
+    assert "secret" not in place.report_file.read_text("ascii")
+    tails = place.directory / "metadata" / "tails.json"
+    assert not tails.exists() or "secret" not in tails.read_text("ascii")
+
+
+def test_a_task_that_exchanges_its_stream_for_a_fifo_does_not_hold_the_job(place: JobPlace) -> None:
+    events = place.run(script("echo x; rm /out/log; mkfifo /out/log; sleep 1.5", stdout="/out/log"))
+    assert outcome(events) == ("complete", None)
+    assert _stdout(events) == "x\n"
 
 
 def test_a_stream_that_became_a_fifo_does_not_hold_the_job(place: JobPlace) -> None:

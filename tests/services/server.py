@@ -25,7 +25,7 @@ class Server:
 
     def __init__(self, folder: pathlib.Path, **settings: object) -> None:
         self.folder = folder
-        self.settings = {"SERVER__PORT": 0, **settings}
+        self.settings = {"SERVER__PORT": 0, "RUNTIME__KIND": "bubblewrap", **settings}
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""

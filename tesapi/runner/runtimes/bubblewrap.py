@@ -10,13 +10,15 @@ import json
 import os
 import posixpath
 import re
+import select
 import signal
 import subprocess
 import time
 from typing import Any, Dict, List, Optional, Sequence, Set, Tuple, Union
 
 from ..job import Limits, Owner, Refused, Step
-from ..mounts import follow_links, is_within
+from ..mounts import Mount, Namespace, follow_links, is_within
+from ..processes import boot_id, start_time
 from ..report import tail
 from .base import Check, End, Note, Room
 from .process import ProcessContainer, spawn
@@ -42,14 +44,17 @@ _ETC_MADE = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\n",
 }
 _SWEEP_INTERVAL_S = 0.05
+_LOOK_S = 0.005
 _UNREACHED = re.compile(r"^bwrap: execvp .*: ([^:\n]*)$", re.MULTILINE)
 
 
 ARGUMENTS_FD = 20
 STATUS_FD = 21
-"""Descriptors at which bwrap finds most of its arguments, and writes how its child ended."""
+GATE_FD = 22
+"""Descriptors at which bwrap finds most of its arguments, writes how its child began and ended, and waits to go on."""
 
 _STATUS_BYTES = 64 << 10
+_BEGIN_S = 60.0
 
 
 class Bubblewrap:
@@ -61,6 +66,7 @@ class Bubblewrap:
         self._program: str = settings["program"]
         self._images: List[List[str]] = settings["images"]
         self._hostname = owner.job_id[:64]
+        self._boxes = os.path.join(os.path.dirname(owner.lock), "boxes")
         self._network = settings.get("network", "default")
 
     def unsupported(self, image: str) -> Optional[str]:
@@ -85,6 +91,8 @@ class Bubblewrap:
         return []  # a sandbox dies with its runner
 
     def remove(self) -> None:
+        for pid, started in self._known_boxes():
+            _end_box(pid, started)
         _sweep(self._marks())
 
     def container(self, step: Step, room: Room) -> ProcessContainer:
@@ -94,39 +102,68 @@ class Bubblewrap:
         image = _HostImage() if mapped == HOST else _DirectoryImage(mapped)
         arguments = b"".join(os.fsencode(argument) + b"\0" for argument in self._arguments(step, room, image))
         # Only what marks the sandbox stands in the open: the rest holds values of the user's environment.
-        argv = [self._program, "--unshare-uts", *self._marks(), "--args", str(ARGUMENTS_FD), "--", *step.command]
-        status = _unnamed(os.path.join(room.scratch, "status"), b"")
+        argv = [self._program, "--unshare-uts", *self._marks(), "--args", str(ARGUMENTS_FD)]
+        argv += ["--block-fd", str(GATE_FD), "--", *step.command]
+        status, status_writer = os.pipe()
+        os.set_blocking(status, False)
+        said = bytearray()
 
         def start() -> subprocess.Popen[bytes]:
             given = _unnamed(os.path.join(room.scratch, "arguments"), arguments)
+            gate = _gate(os.path.join(room.scratch, "gate"))
+            inherited = {ARGUMENTS_FD: given, STATUS_FD: status_writer, GATE_FD: gate}
             try:
-                os.dup2(given, ARGUMENTS_FD)
-                os.dup2(status, STATUS_FD)
-                return spawn(argv, room, {}, (ARGUMENTS_FD, STATUS_FD))
+                for descriptor, source in inherited.items():
+                    os.dup2(source, descriptor)
+                process = spawn(argv, room, {}, tuple(inherited))
             finally:
-                for descriptor in (given, ARGUMENTS_FD, STATUS_FD):
+                for descriptor in (*inherited, given, status_writer):
                     os.close(descriptor)
+            pid = _first_pid(process, status, said)
+            if pid is not None:
+                self._note_box(pid)
+            os.write(gate, b"!")
+            os.close(gate)
+            return process
 
         def read_end(returncode: int) -> End:
-            said = os.pread(status, _STATUS_BYTES, 0)
+            _read_status(status, said)
             os.close(status)
-            return _end(returncode, said, tail(f"/proc/self/fd/{room.stderr}", 4096))
+            return _end(returncode, bytes(said), tail(room.stderr, 4096))
 
         return ProcessContainer(f"{step.image} is {image.description} (bubblewrap)", start, read_end)
+
+    def _note_box(self, pid: int) -> None:
+        """Note the first process of a sandbox before anything of the task runs in it, for whoever has to end it.
+
+        A task may change what its sandbox shows of itself; what it cannot change is a process's number and start.
+        """
+        started = start_time(pid)
+        with open(self._boxes, "a", encoding="ascii") as file:
+            file.write(f"{pid} {started} {boot_id()}\n")
+
+    def _known_boxes(self) -> List[Tuple[int, int]]:
+        try:
+            with open(self._boxes, encoding="ascii") as file:
+                lines = [line.split() for line in file]
+        except FileNotFoundError:
+            return []
+        return [(int(line[0]), int(line[1])) for line in lines if len(line) == 3 and line[2] == boot_id()]
 
     def _arguments(self, step: Step, room: Room, image: Union[_HostImage, _DirectoryImage]) -> List[str]:
         own_root = [mount.source for mount in room.mounts if mount.target == "/"]
         root = own_root[0] if own_root else os.path.join(room.scratch, "root")
         _make_root(root)
         isolation = _isolation() + (["--unshare-net"] if self._network == "none" else [])
-        arguments = [*isolation, "--bind", root, "/", *image.arguments(room.scratch, self._hostname)]
+        arguments = [*isolation, "--bind", root, "/", *image.arguments(room.scratch, self._hostname, root)]
         places = [mount._replace(target=image.resolve(mount.target)) for mount in room.mounts if mount.target != "/"]
         workdir = image.resolve(step.workdir) if step.workdir else "/"
+        make_workdir = ["--dir", workdir] if _is_unmade(workdir, room.mounts) else []
         arguments += _rebuilt([mount.target for mount in places] + [workdir], image)
         for mount in places:
             arguments += ["--bind" if mount.writable else "--ro-bind", mount.source, mount.target]
         arguments += image.closing_arguments()
-        arguments += ["--proc", "/proc", *_protected_proc(), "--dev", "/dev", "--dir", workdir, "--chdir", workdir]
+        arguments += ["--proc", "/proc", *_protected_proc(), "--dev", "/dev", *make_workdir, "--chdir", workdir]
         environment = {"PATH": _PATH, "HOME": "/root", "HOSTNAME": self._hostname, **step.env}
         for name, value in environment.items():
             arguments += ["--setenv", name, value]
@@ -147,7 +184,7 @@ class Bubblewrap:
 
 def _end(returncode: int, status: bytes, stderr_tail: str) -> End:
     for line in status.splitlines():
-        code = _exit_code(line)
+        code = _word(line, "exit-code")
         if code is not None:
             return End(code)
     # bwrap itself ends with 1 where the program cannot be executed, and then reports no exit code.
@@ -158,6 +195,38 @@ def _end(returncode: int, status: bytes, stderr_tail: str) -> End:
         return End(128 - returncode)
     said = stderr_tail.strip().splitlines()[-1:] or [f"bwrap ended with {returncode}"]
     return End(returncode, failure=f"The sandbox could not be made: {said[0]}.")
+
+
+def _gate(path: str) -> int:
+    """What a sandbox waits at. A FIFO that is open both ways has no end, also when the runner is killed."""
+    os.mkfifo(path, 0o600)
+    descriptor = os.open(path, os.O_RDWR)
+    os.unlink(path)
+    return descriptor
+
+
+def _first_pid(process: subprocess.Popen[bytes], status: int, said: bytearray) -> Optional[int]:
+    """The first process of the sandbox, once there is one; None where bwrap ended without."""
+    deadline = time.monotonic() + _BEGIN_S
+    while process.poll() is None and time.monotonic() < deadline:
+        select.select([status], [], [], _SWEEP_INTERVAL_S)
+        _read_status(status, said)
+        for line in bytes(said).splitlines(keepends=True):
+            pid = _word(line, "child-pid") if line.endswith(b"\n") else None
+            if pid is not None:
+                return pid
+    return None
+
+
+def _read_status(status: int, said: bytearray) -> None:
+    try:
+        while len(said) < _STATUS_BYTES:
+            data = os.read(status, _STATUS_BYTES)
+            if not data:
+                return
+            said += data
+    except BlockingIOError:
+        return
 
 
 def _unnamed(path: str, data: bytes) -> int:
@@ -172,28 +241,22 @@ def _unnamed(path: str, data: bytes) -> int:
 
 
 def _sweep(marks: List[str]) -> None:
-    """Kill every sandbox that shows `marks`, and wait until nothing of it is left.
+    """Kill every sandbox that shows `marks`, and wait until none does.
 
-    Of a sandbox, that ends the first process of its pid namespace; the kernel ends all others in it before that one
-    becomes a zombie. A process that is just dying has no arguments any more, so whose sandbox it is cannot be asked:
-    each such one is waited for, too.
+    That is enough for one that has not begun: a task's own processes could change what a sandbox shows.
     """
-    while marks:
-        found, dying = _sandboxes(marks)
-        if not found and not dying:
+    while True:
+        found = _sandboxes(marks)
+        if not found:
             return
         for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            _kill(pid)
         time.sleep(_SWEEP_INTERVAL_S)
 
 
-def _sandboxes(marks: List[str]) -> Tuple[List[int], List[int]]:
-    """Processes of bubblewrap that show `marks`, and those that are dying, whosever they are."""
+def _sandboxes(marks: List[str]) -> List[int]:
     wanted = b"\0" + b"\0".join(os.fsencode(mark) for mark in marks) + b"\0"
-    found, dying = [], []
+    found = []
     for name in os.listdir("/proc"):
         if not name.isdigit():
             continue
@@ -202,27 +265,28 @@ def _sandboxes(marks: List[str]) -> Tuple[List[int], List[int]]:
                 arguments = file.read()
         except OSError:
             continue
-        if not arguments:
-            if _is_dying_bwrap(int(name)):
-                dying.append(int(name))
         # The marks stand before `--`: what the user's own command says does not count.
-        elif wanted in arguments.partition(b"\0--\0")[0] + b"\0" and _is_bwrap(arguments):
+        if wanted in arguments.partition(b"\0--\0")[0] + b"\0" and _is_bwrap(arguments):
             found.append(int(name))
-    return found, dying
-
-
-def _is_dying_bwrap(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            stat = file.read()
-    except OSError:
-        return False
-    name, _, fields = stat.partition(b"(")[2].rpartition(b")")
-    return name == b"bwrap" and fields.split()[0] not in (b"Z", b"X")
+    return found
 
 
 def _is_bwrap(arguments: bytes) -> bool:
     return os.path.basename(arguments.partition(b"\0")[0]) == b"bwrap"
+
+
+def _end_box(pid: int, started: int) -> None:
+    """Kill the first process of a sandbox; when it is gone, the kernel has ended all others in it."""
+    while start_time(pid) == started:
+        _kill(pid)
+        time.sleep(_LOOK_S)
+
+
+def _kill(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
 
 
 def short_name(image: str) -> str:
@@ -245,12 +309,13 @@ class _HostImage:
 
     description = "this machine's /usr"
 
-    def arguments(self, scratch: str, hostname: str) -> List[str]:
+    def arguments(self, scratch: str, hostname: str, root: str) -> List[str]:
         arguments = ["--ro-bind", "/usr", "/usr"]
         for name in _LINKS_INTO_USR:
             path = "/" + name
             if os.path.islink(path):
-                arguments += ["--symlink", os.readlink(path), path]
+                if not os.path.lexists(root + path):  # an earlier step has it in the root that they share
+                    arguments += ["--symlink", os.readlink(path), path]
             elif os.path.isdir(path):
                 arguments += ["--ro-bind", path, path]
         etc = os.path.join(scratch, "etc")
@@ -280,14 +345,15 @@ class _DirectoryImage:
         self._directory = directory.rstrip("/")
         self.description = f"the root file system {directory}"
 
-    def arguments(self, scratch: str, hostname: str) -> List[str]:
+    def arguments(self, scratch: str, hostname: str, root: str) -> List[str]:
         arguments: List[str] = []
         for name in sorted(os.listdir(self._directory)):
             source = os.path.join(self._directory, name)
             if name in _OWN:
                 continue
             if os.path.islink(source):
-                arguments += ["--symlink", os.readlink(source), "/" + name]
+                if not os.path.lexists(os.path.join(root, name)):
+                    arguments += ["--symlink", os.readlink(source), "/" + name]
             else:
                 arguments += ["--ro-bind", source, "/" + name]
         made = os.path.join(scratch, "etc")
@@ -324,12 +390,21 @@ def _protected_proc() -> List[str]:
     return [argument for path in paths for argument in ("--ro-bind", path, path)]
 
 
+def _is_unmade(workdir: str, mounts: Sequence[Mount]) -> bool:
+    """Whether bwrap has to make the working directory. In a mount it is made here: bwrap would follow links."""
+    if not any(is_within(workdir, mount.target) for mount in mounts):
+        return True
+    os.makedirs(Namespace(mounts).resolve(workdir), exist_ok=True)
+    return False
+
+
 def _make_root(root: str) -> None:
     """The container's own part of /: writable, on disk, gone with the job."""
     os.makedirs(root, exist_ok=True)
     for name, mode in (("tmp", 0o1777), ("var", 0o755), ("var/tmp", 0o1777), ("root", 0o700)):
         path = os.path.join(root, name)
-        if not os.path.lexists(path):
+        # An earlier step may have made a link of /var in the root that they share.
+        if not os.path.islink(os.path.dirname(path)) and not os.path.lexists(path):
             os.mkdir(path)
             os.chmod(path, mode)
 
@@ -386,9 +461,9 @@ def _link(path: str) -> Optional[str]:
     return os.readlink(path) if os.path.islink(path) else None
 
 
-def _exit_code(line: bytes) -> Optional[int]:
+def _word(line: bytes, name: str) -> Optional[int]:
     try:
-        code = json.loads(line).get("exit-code")
+        value = json.loads(line).get(name)
     except ValueError:
         return None
-    return code if isinstance(code, int) else None
+    return value if isinstance(value, int) else None
