@@ -326,6 +326,8 @@ def load(path: Path | None = None, *, environ: Mapping[str, str] | None = None, 
         _lay_over(given, layer, problems)
 
     wrong, settings = _validate(given, cwd)
+    if settings is not None and (overlap := _root_around_our_data(settings)):
+        wrong = {("storage", "file", "roots"): overlap}
     not_built = {key: text for key in given if key not in wrong and (text := _not_built(key, given[key]))}
     problems += [_line(key, *given[key], text) for key, text in (wrong | not_built).items()]
     if problems or settings is None:
@@ -336,6 +338,17 @@ def load(path: Path | None = None, *, environ: Mapping[str, str] | None = None, 
         warnings.append(f"server.allow_anonymous is true: anybody who reaches {where} can run containers here.")
     sources = {_dotted(k): given[k].source if k in given else "default" for k, _ in _values(settings)}
     return Loaded(settings, MappingProxyType(sources), tuple(warnings))
+
+
+def _root_around_our_data(settings: Settings) -> str | None:
+    """A sentence on a root through which tasks would reach the database, or the jobs of others."""
+    data_dir = settings.server.data_dir.resolve()
+    files = data_dir / "files"
+    for root in settings.storage.file.roots or ():
+        real = root.resolve()
+        if data_dir.is_relative_to(real) or (real.is_relative_to(data_dir) and not real.is_relative_to(files)):
+            return f"{root} and server.data_dir ({data_dir}) lie in one another: tasks would reach the database"
+    return None
 
 
 def describe(loaded: Loaded) -> list[tuple[str, str, str]]:

@@ -18,7 +18,7 @@ from tesapi.store.base import Page, TaskQuery, TaskStore
 from tesapi.tes import views
 from tesapi.tes.events import CancelRequested, Event, Noted, Refused
 from tesapi.tes.models import TaskDocument, View
-from tesapi.tes.record import TaskRecord, apply
+from tesapi.tes.record import TaskRecord, apply, apply_all
 from tesapi.tes.states import State, is_settled
 
 _log = logging.getLogger(__name__)
@@ -82,9 +82,7 @@ class Tasks:
         `record` is what the caller knows of it, and may be old.
         """
         while True:
-            after = record
-            for event in events:
-                after = apply(after, event)
+            after = apply_all(record, events)
             if after is record:
                 return record
             if await self._store.replace(after):

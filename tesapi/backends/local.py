@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
@@ -26,7 +25,7 @@ from tesapi.errors import BackendUnavailable, JobLost
 from tesapi.jobs.plan import Job
 from tesapi.runner.guard import living
 from tesapi.runner.job import Places
-from tesapi.tes.events import Handle, JobEnded, RunnerEvent, parse_line
+from tesapi.tes.events import Handle, JobEnded, OutputStored, RunnerEvent, parse_line
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _FIRST_LOOK_S = 0.02
 _SLOWEST_LOOK_S = 0.5
+_MOST_BYTES = 4 << 20  # of a report at once; a line is never that long
 _EXIT_PATIENCE_S = 5.0
 _CANCEL_PATIENCE_S = 10.0
 _FIRST_RESTART_S = 0.2
@@ -120,7 +120,9 @@ class LocalBackend:
             alive = self._runner_lives(places)
             events, position = _read_events(places, position)
             if events:
-                look_s = _FIRST_LOOK_S
+                # Outputs come one by one, and each look costs a write of all of them: they are let gather.
+                gather = all(isinstance(event, OutputStored) for event in events)
+                look_s = _SLOWEST_LOOK_S if gather else _FIRST_LOOK_S
                 yield events
             if events and isinstance(events[-1], JobEnded):
                 await self._see_off(places, job_id)
@@ -146,7 +148,7 @@ class LocalBackend:
     async def cancel(self, handle: Handle) -> None:
         try:
             places = self._places(handle)
-            Path(places.cancelled).write_text("true", "ascii")
+            Path(places.cancelled).touch(0o600)  # empty: a name also fits on a disk that is full
         except (JobLost, FileNotFoundError):
             return
         except OSError as error:
@@ -159,9 +161,11 @@ class LocalBackend:
         _signal(places, signal.SIGTERM if patient else signal.SIGKILL)
 
     async def discard(self, handle: Handle) -> None:
+        job_id = Path(handle["directory"]).name
+        self._slots.release(job_id)  # also where the place is gone
+        self._canceling.pop(job_id, None)
         with contextlib.suppress(JobLost):
             places = self._places(handle)
-            self._slots.release(_job_id(places))
             try:
                 await self._in_thread(_remove_tree, Path(places.directory))
             except OSError as error:
@@ -290,7 +294,7 @@ def _read_events(places: Places, position: int) -> tuple[list[RunnerEvent], int]
     try:
         with open(places.report, "rb") as file:  # noqa: PTH123 - the runner's places are text
             file.seek(position)
-            data = file.read()
+            data = file.read(_MOST_BYTES)
     except FileNotFoundError:
         return [], position
     whole = data[: data.rfind(b"\n") + 1]
@@ -301,11 +305,15 @@ def _read_events(places: Places, position: int) -> tuple[list[RunnerEvent], int]
 
 
 def _has_ended(places: Places) -> bool:
-    try:
-        events, _ = _read_events(places, 0)
-    except JobLost:
-        return False  # `follow` tells
-    return bool(events) and isinstance(events[-1], JobEnded)
+    position = 0
+    with contextlib.suppress(JobLost):  # `follow` tells
+        while True:
+            events, position = _read_events(places, position)
+            if not events:
+                break
+            if isinstance(events[-1], JobEnded):
+                return True
+    return False
 
 
 def _has_more(places: Places, position: int) -> bool:
@@ -320,10 +328,9 @@ def _remove_tree(directory: Path) -> None:
         shutil.rmtree(directory)
     except FileNotFoundError:
         return
-    except PermissionError:  # a task may close its own folders
-        for folder, folders, _ in os.walk(directory):
-            for name in folders:
-                inner = Path(folder, name)
-                if not inner.is_symlink():
-                    inner.chmod(stat.S_IRWXU)
-        shutil.rmtree(directory)
+    except (PermissionError, RecursionError):
+        # A task may close its own folders, or nest them deeper than Python goes.
+        subprocess.run(["/bin/chmod", "-R", "u+rwX", "--", str(directory)], check=False, capture_output=True)
+        subprocess.run(["/bin/rm", "-rf", "--", str(directory)], check=False, capture_output=True)
+        if directory.exists():
+            shutil.rmtree(directory)  # says why not

@@ -17,7 +17,7 @@ from tesapi.errors import BackendUnavailable, StoreUnavailable
 from tesapi.store.base import TaskStore
 from tesapi.tasks import Tasks, now
 from tesapi.tes.events import Noted
-from tesapi.tes.record import TaskRecord
+from tesapi.tes.record import TaskRecord, Work
 from tesapi.tes.states import State
 
 _log = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class Dispatcher:
         self._unreleased: dict[str, datetime | None] = {}
         self._news = asyncio.Event()
         self._last_round = time.monotonic()
+        self._pause_until = float("-inf")
         self._last_renewal = float("-inf")
         self._failing = False
         tasks.listen(self._on_change)
@@ -88,7 +89,9 @@ class Dispatcher:
             self._failing = False
 
     def _room(self) -> int:
-        """How many more tasks may be driven now."""
+        """How many more tasks may be driven now: none just after one found its destination down, for so will others."""
+        if time.monotonic() < self._pause_until:
+            return 0
         room = sum(destination.backend.capacity.max_jobs for destination in self._driver.destinations.values())
         return max(0, room - len(self._driven))
 
@@ -150,6 +153,8 @@ class Dispatcher:
                     return None
         except BackendUnavailable as error:
             delay_s = self._retry_s(record.id)
+            if record.work is Work.QUEUED:
+                self._pause_until = time.monotonic() + self._poll_interval_s
             _log.warning("Trying again in %.0f s: %s", delay_s, error)
             await self._note(record, f"Waiting: {error}")
             return delay_s

@@ -79,6 +79,7 @@ def _run(places: Places, stop: guard.Stop, lock: int, report: Report) -> None:
         runtime = make(job.runtime, job.owner, report.note)
         guard.mark_started(places.started)
         watchdog = guard.Watchdog(places, runtime, lock)
+        report.reserve()
         report.write("started", host=_host())
         guard.sweep_others(job.runtime, runtime, report.note)
         outcome, reason = _story(job, places, runtime, stop, report)
@@ -91,6 +92,7 @@ def _run(places: Places, stop: guard.Stop, lock: int, report: Report) -> None:
         outcome, reason = "system_error", f"The runner could not go on: {error.strerror}{where}."
     except Exception as error:  # noqa: BLE001 - a bug of ours is to end the job with its name, not to leave it open
         outcome, reason = "system_error", f"The runner failed: {type(error).__name__}: {error}."
+    report.free()
     report.write("ended", outcome=outcome, reason=None if reason is None else plain(reason))
     report.sync()
     if watchdog is not None:

@@ -5,6 +5,7 @@ A byte that is not UTF-8 on a Pulsar job's stdout makes its status unreadable fo
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
@@ -18,11 +19,18 @@ class Tails(NamedTuple):
     stderr: str
 
 
+_RESERVE_BYTES = 512 << 10
+
+
 class Report:
-    """Appends to the report of a job. Only whoever holds the job's lock may make one; one may be `silent`."""
+    """Appends to the report of a job. Only whoever holds the job's lock may make one; one may be `silent`.
+
+    Beside it lies a reserve, so that a job that has filled the disk can still say so.
+    """
 
     def __init__(self, path: str, *, silent: bool = False) -> None:
         self._silent = silent
+        self._reserve = path + ".reserve"
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
         self.lines = _whole_lines(self._fd)
 
@@ -37,11 +45,43 @@ class Report:
         line.update((key, value) for key, value in fields.items() if value is not None)
         self.lines.append(line)
         data = (json.dumps(line, ensure_ascii=True) + "\n").encode("ascii")
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._fd, view) :]
+        try:
+            self._append(data)
+        except OSError:
+            del self.lines[-1]
+            raise
         if not self._silent:
             echo(data)
+
+    def reserve(self) -> None:
+        """Keep room on the disk for what may have to be told when it is full. Raises OSError."""
+        descriptor = os.open(self._reserve, os.O_WRONLY | os.O_CREAT, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, _RESERVE_BYTES)
+        finally:
+            os.close(descriptor)
+
+    def free(self) -> None:
+        """Give the reserve back."""
+        try:
+            os.unlink(self._reserve)
+        except FileNotFoundError:
+            pass
+
+    def _append(self, data: bytes) -> None:
+        """Write all of `data`, or nothing. Raises OSError."""
+        before = os.fstat(self._fd).st_size
+        for last in (False, True):
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(self._fd, view) :]
+                return
+            except OSError as error:
+                os.ftruncate(self._fd, before)
+                if last or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                self.free()
 
     def note(self, text: str) -> None:
         """A sentence for the job's user."""

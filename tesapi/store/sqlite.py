@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import logging
 import queue
 import sqlite3
 import threading
@@ -56,6 +57,7 @@ _TO_PLACE_NEXT = (
     " ORDER BY owner, seq LIMIT 1"
 )
 _DUE_AGAIN = "UPDATE tasks SET not_before = NULL WHERE not_before <= ?"
+_TOO_FAR_OFF = "UPDATE tasks SET not_before = NULL WHERE not_before > ?"
 _LEASE = "UPDATE tasks SET holder = ? WHERE seq = ?"
 _DROP_LEASES = "UPDATE tasks SET holder = NULL WHERE holder = ?"
 _RELEASE = "UPDATE tasks SET holder = NULL, not_before = ? WHERE id = ? AND holder = ?"
@@ -63,8 +65,11 @@ _HELD = "SELECT id, state FROM tasks WHERE holder = ?"
 _LEASING = "SELECT holder, beat FROM holders h WHERE EXISTS (SELECT 1 FROM tasks t WHERE t.holder = h.holder)"
 _RAISE = "INSERT INTO holders VALUES (?, 1) ON CONFLICT (holder) DO UPDATE SET beat = beat + 1"
 
+_log = logging.getLogger(__name__)
+
 _SEQ_MAX = 2**63 - 1
 _MAX_BATCH = 512
+_LONGEST_PAUSE_S = 3600.0
 
 
 class SqliteStore:
@@ -186,13 +191,15 @@ class SqliteStore:
 
     def _claim(self, db: sqlite3.Connection, holder: str, queued: int, ttl: timedelta) -> list[TaskRecord]:
         db.execute(_DUE_AGAIN, (time.time(),))
+        db.execute(_TOO_FAR_OFF, (time.time() + _LONGEST_PAUSE_S,))  # the machine's clock has been set back
         db.executemany(_DROP_LEASES, [(stale,) for stale in self._stale(db, ttl) - {holder}])  # a taker lives
         placed = [seq for (seq,) in db.execute(_TO_FOLLOW)]
         db.executemany(_LEASE, [(holder, seq) for seq in placed])
         taken = placed + self._in_turn(db, holder, queued)
         if taken:
             db.execute("INSERT OR IGNORE INTO holders VALUES (?, 0)", (holder,))
-        return [_record(db.execute(_RECORD + _BY_SEQ, (seq,)).fetchone()) for seq in taken]
+        rows = [db.execute(_RECORD + _BY_SEQ, (seq,)).fetchone() for seq in taken]
+        return [record for row in rows if (record := _readable(row)) is not None]
 
     def _in_turn(self, db: sqlite3.Connection, holder: str, queued: int) -> list[int]:
         """Lease one task of the owner whose name follows that of the one served last, round and round."""
@@ -277,6 +284,19 @@ def _record(row: Row) -> TaskRecord:
         revision=revision,
         progress=parse_progress(progress),
     )
+
+
+def _readable(row: Row) -> TaskRecord | None:
+    """The record; None, with a word in the log, of one that cannot be read: the others are not to suffer.
+
+    Its lease is kept, so that it is not tried again and again, until the next start.
+    """
+    try:
+        return _record(row)
+    except ValueError as error:
+        # Not its text, which may hold values of the document.
+        _log.error("The task %s cannot be read (%s), and waits for an operator.", row[1], type(error).__name__)
+        return None
 
 
 def _rendered(db: sqlite3.Connection, view: View, row: Row) -> bytes:

@@ -7,6 +7,8 @@ like; the store's compare-and-swap on `revision` does the rest.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
@@ -163,6 +165,48 @@ def apply(record: TaskRecord, event: Event) -> TaskRecord:
             assert_never(event)
 
 
+def apply_all(record: TaskRecord, events: Sequence[Event]) -> TaskRecord:
+    """The record after all `events`, in their order. A run of outputs is taken at once: there may be very many."""
+    position = 0
+    while position < len(events):
+        run = _outputs_from(events, position)
+        if len(run) > 1:
+            record = _store_outputs(record, run)
+            position += len(run)
+        else:
+            record = apply(record, events[position])
+            position += 1
+    return record
+
+
+def _outputs_from(events: Sequence[Event], position: int) -> list[tuple[str, OutputStored]]:
+    run: list[tuple[str, OutputStored]] = []
+    for event in itertools.islice(events, position, None):
+        if not isinstance(event, Reported) or not isinstance(event.line, OutputStored):
+            break
+        if run and event.job_id != run[0][0]:
+            break
+        run.append((event.job_id, event.line))
+    return run
+
+
+def _store_outputs(record: TaskRecord, run: Sequence[tuple[str, OutputStored]]) -> TaskRecord:
+    attempts = record.progress.attempts
+    index = next((i for i, attempt in enumerate(attempts) if attempt.job_id == run[0][0]), None)
+    if index is None or attempts[index].ended is not None:
+        return record
+    seq, outputs = attempts[index].seq, list(attempts[index].outputs)
+    for _, line in run:
+        if line.seq == seq + 1:  # as for every line, see `_advance_attempt`
+            seq = line.seq
+            outputs.append(StoredOutput(line.url, line.path, line.size_bytes))
+    if seq == attempts[index].seq:
+        return record
+    after = replace(attempts[index], seq=seq, outputs=tuple(outputs))
+    changed = (*attempts[:index], after, *attempts[index + 1 :])
+    return replace(record, progress=replace(record.progress, attempts=changed))
+
+
 def _cancel(record: TaskRecord, event: CancelRequested) -> TaskRecord:
     if is_settled(record.state) or record.state is State.CANCELING:
         return record
@@ -254,8 +298,10 @@ def _advance_attempt(attempt: Attempt, event: Prepared | Reported | Lost | Disca
             return replace(attempt, ended=at, notes=_with_last_word(attempt.notes, Note(at, reason)))
         case Reported(line=line):
             # Lines come in order and from the first one, as often as somebody asks: a gap means that the missing
-            # ones will be told again, and this one with them.
-            if attempt.ended is not None or line.seq != attempt.seq + 1:
+            # ones will be told again, and this one with them. An end with a number that was there already is of a
+            # report that lost lines with its machine's power, and was numbered on from what was left.
+            is_next = line.seq == attempt.seq + 1 or (line.seq <= attempt.seq and isinstance(line, JobEnded))
+            if attempt.ended is not None or not is_next:
                 return attempt
             return replace(_with_line(attempt, line), seq=line.seq)
         case _:

@@ -9,6 +9,7 @@ import os
 import pathlib
 import shutil
 import signal
+import subprocess
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
@@ -388,7 +389,8 @@ async def test_without_a_runtime_nothing_is_taken_and_the_sentence_says_why(
     async with make_local() as backend:
         assert not backend.condition().ok
         with pytest.raises(
-            BackendUnavailable, match=r"No container can be run on this machine\. /bin/false: The sandbox"
+            BackendUnavailable,
+            match=r"No container can be run on this machine\. bubblewrap \(/bin/false\): The sandbox",
         ):
             await backend.runtime()
 
@@ -399,3 +401,55 @@ def _is_session_leader(pid: int, job_id: str) -> bool:
         return of_the_job and os.getsid(pid) == pid
     except OSError:
         return False
+
+
+async def test_a_job_whose_place_is_gone_gives_its_room_back(make: Make) -> None:
+    async with make(Capacity(max_jobs=1, cpu_cores=1, ram_gb=1)) as backend:
+        _, handle = await _started(backend, script("sleep 30"))
+        await _first(backend, handle, "executor_started")
+        while pathlib.Path(handle["directory"]).exists():
+            shutil.rmtree(handle["directory"], ignore_errors=True)  # its runner may just be writing there
+        with pytest.raises(JobLost):
+            await _events(backend, handle)
+        await backend.discard(handle)
+        _, handle = await _started(backend, step("true"))
+        assert (await _end(backend, handle)).outcome is Outcome.COMPLETE
+
+
+async def test_folders_that_are_nested_deeper_than_python_goes_are_removed(backend: Backend) -> None:
+    _, handle = await _started(
+        backend, script("cd /tmp; i=0; while [ $i -lt 1500 ]; do mkdir d; cd d; i=$((i+1)); done")
+    )
+    assert (await _end(backend, handle)).outcome is Outcome.COMPLETE
+    await backend.discard(handle)
+    assert not pathlib.Path(handle["directory"]).exists()
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="needs to be root, to mount a small file system")
+async def test_a_job_that_fills_the_disk_says_how_it_ended(make: Make, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path / "jobs")], check=True)
+    try:
+        async with make() as backend:
+            text = "head -c 8000 /dev/zero | tr '\\0' x; cat /dev/zero > /v/big; exit 3"
+            job = await _job(backend, script(text), volumes=["/v"])
+            handle = await backend.prepare(job)
+            await backend.start(handle, job)
+            events = await _events(backend, handle)
+            ended = next(event for event in events if isinstance(event, ExecutorEnded))
+            assert (ended.exit_code, ended.stdout) == (3, "x" * 8000)
+            end = events[-1]
+            assert isinstance(end, JobEnded)
+            assert (end.outcome, end.reason) == (Outcome.EXECUTOR_ERROR, "Executor 0 ended with exit code 3.")
+
+            await backend.discard(handle)
+            waiting = await _job(backend, script("cat /dev/zero > /v/big; sleep 100"), volumes=["/v"])
+            handle = await backend.prepare(waiting)
+            await backend.start(handle, waiting)
+            while not list(pathlib.Path(handle["directory"]).glob("tes/files/*/big")):
+                await asyncio.sleep(0.05)
+            await asyncio.sleep(0.5)  # for the disk to be full
+            await backend.cancel(handle)
+            assert (await _end(backend, handle)).outcome is Outcome.CANCELED
+    finally:
+        subprocess.run(["umount", "-l", str(tmp_path / "jobs")], check=True)

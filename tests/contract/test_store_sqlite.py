@@ -11,8 +11,10 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -313,6 +315,7 @@ async def test_lists_and_claims_are_read_from_indexes_however_many_tasks_are_don
         sqlite._TO_PLACE_FIRST: "INDEX tasks_to_place",
         sqlite._TO_PLACE_NEXT: "INDEX tasks_to_place (owner>?)",
         sqlite._DUE_AGAIN: "INDEX tasks_postponed (not_before<?)",
+        sqlite._TOO_FAR_OFF: "INDEX tasks_postponed (not_before>?)",
         sqlite._DROP_LEASES: "INDEX tasks_held (holder=?)",
         sqlite._RELEASE: "sqlite_autoindex_tasks_1",
         sqlite._HELD: "INDEX tasks_held (holder=?)",
@@ -329,3 +332,30 @@ async def test_lists_and_claims_are_read_from_indexes_however_many_tasks_are_don
         steps = [step for *_, step in plan]
         assert any(index in step for step in steps), (statement, steps)
         assert not any("TEMP B-TREE" in step or step in {"SCAN t", "SCAN tasks"} for step in steps), (statement, steps)
+
+
+async def test_a_record_that_cannot_be_read_holds_up_no_other(
+    store: SqliteStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, good = new(), new()
+    await store.insert([bad, good])
+    await in_writer(
+        store,
+        'UPDATE documents SET json = \'{"executors": [], "name": "a secret"}\''
+        f" WHERE seq = (SELECT seq FROM tasks WHERE id = '{bad.id}')",
+    )
+    assert [record.id for record in await store.claim("a", queued=5, ttl=MINUTE)] == [good.id]
+    assert await store.claim("a", queued=5, ttl=MINUTE) == []
+    assert f"The task {bad.id} cannot be read" in caplog.text
+    assert "secret" not in caplog.text
+
+
+async def test_a_pause_ends_when_the_clock_was_set_back(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = new()
+    await store.insert([record])
+    await store.claim("a", queued=1, ttl=MINUTE)
+    await store.release("a", record.id, not_before=datetime.now(UTC) + timedelta(seconds=30))
+    assert await store.claim("a", queued=1, ttl=MINUTE) == []
+    day_before = time.time() - 86400
+    monkeypatch.setattr("time.time", lambda: day_before)
+    assert len(await store.claim("a", queued=1, ttl=MINUTE)) == 1

@@ -90,7 +90,10 @@ async def test_a_task_waits_with_a_reason_until_containers_can_be_run(
             task = (await client.get(f"/v1/tasks/{task_id}?view=FULL")).json()
             await asyncio.sleep(0.02)
         assert task["state"] == "QUEUED"
-        assert "Waiting: No container can be run on this machine. /bin/false:" in task["logs"][0]["system_logs"][0]
+        assert (
+            "Waiting: No container can be run on this machine. bubblewrap (/bin/false):"
+            in task["logs"][0]["system_logs"][0]
+        )
         monkeypatch.setattr(runtimes, "_bwraps", lambda: found)
         while task["state"] in {"QUEUED", "INITIALIZING", "RUNNING"}:
             task = (await client.get(f"/v1/tasks/{task_id}?view=FULL")).json()

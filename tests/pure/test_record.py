@@ -43,6 +43,7 @@ from tesapi.tes.record import (
     TaskRecord,
     Work,
     apply,
+    apply_all,
     dump_progress,
     parse_progress,
 )
@@ -468,3 +469,37 @@ def test_progress_comes_back_from_its_text_as_it_was() -> None:
     record = after(record, Noted("one", at(1).astimezone()), Discarded(JOB))
     assert parse_progress(dump_progress(record.progress)) == record.progress
     assert parse_progress(dump_progress(Progress())) == Progress()
+
+
+def test_the_end_of_a_report_that_lost_lines_counts() -> None:
+    record = apply(apply(new(), Placed(JOB, "local", at(1))), Prepared(JOB, {"directory": "/j"}))
+    record = apply(record, Reported(JOB, JobStarted(seq=1, at=at(2), event="started", host="h")))
+    record = apply(record, Reported(JOB, ExecutorStarted(seq=2, at=at(2), event="executor_started", index=0)))
+    end = JobEnded(seq=2, at=at(3), event="ended", outcome=Outcome.SYSTEM_ERROR, reason="The machine went down.")
+    record = apply(record, Reported(JOB, end))
+    assert record.state is State.SYSTEM_ERROR
+    assert [note.text for note in record.progress.attempts[0].notes] == ["The machine went down."]
+
+
+@given(
+    numbers=st.lists(st.integers(1, 12), max_size=12),
+    outputs=st.lists(st.booleans(), min_size=12, max_size=12),
+    jobs=st.lists(st.sampled_from([JOB, JOB, JOB, "job-2"]), min_size=12, max_size=12),
+)
+def test_all_events_at_once_come_to_the_same_as_one_after_the_other(
+    numbers: list[int], outputs: list[bool], jobs: list[str]
+) -> None:
+    record = apply(apply(new(), Placed(JOB, "local", at(1))), Prepared(JOB, {"directory": "/j"}))
+    events = [
+        Reported(
+            job,
+            OutputStored(seq=number, at=at(2), event="output", url=f"file:///{number}", path="/o", size_bytes=number)
+            if is_output
+            else JobNoted(seq=number, at=at(2), event="note", text=str(number)),
+        )
+        for number, is_output, job in zip(sorted(numbers), outputs, jobs, strict=False)
+    ]
+    one_by_one = record
+    for event in events:
+        one_by_one = apply(one_by_one, event)
+    assert apply_all(record, events) == one_by_one

@@ -519,3 +519,13 @@ def test_the_documentation_lists_exactly_the_keys_that_exist_with_their_defaults
     for key, value, _ in describe(loaded(cwd)):
         if value != "(not set)" and str(cwd) not in value:
             assert documented[key] == f"`{value}`", key
+
+
+def test_a_root_around_our_own_data_is_refused(cwd: Path) -> None:
+    (cwd / "link").symlink_to(cwd)
+    for root in (cwd, cwd / "data", cwd / "data" / "jobs", cwd / "link"):
+        text = refusal(cwd, TESAPI_STORAGE__FILE__ROOTS=f'["{root}"]')
+        assert text.startswith("storage.file.roots = ")
+        assert "lie in one another: tasks would reach the database" in text
+    for root in (cwd / "data" / "files", cwd / "data" / "files" / "more", cwd / "database"):
+        assert loaded(cwd, TESAPI_STORAGE__FILE__ROOTS=f'["{root}"]').settings.file_roots == (root,)
