@@ -1,0 +1,128 @@
+"""What people see: sentences and live lines on standard error, the streams of a task as they are."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.table import Table
+
+_COLORS = {
+    "COMPLETE": "green",
+    "EXECUTOR_ERROR": "red",
+    "SYSTEM_ERROR": "red",
+    "CANCELED": "yellow",
+    "CANCELING": "yellow",
+    "PREEMPTED": "red",
+    "RUNNING": "cyan",
+    "INITIALIZING": "cyan",
+}
+_REFRESHES_PER_S = 4
+
+
+def plain(text: str) -> str:
+    """`text` on one line, without what a terminal would obey, or would show in another order than it is."""
+    return "".join(character if character.isprintable() else _stand_in(character) for character in text)
+
+
+def _stand_in(character: str) -> str:
+    return " " if character.isspace() else "\ufffd"
+
+
+def colored(state: str, width: int = 0) -> str:
+    """A state for standard output, in color on a terminal unless NO_COLOR is set."""
+    import click
+
+    text = f"{plain(state):<{width}}"
+    if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
+        return text
+    return click.style(text, fg=_COLORS.get(state))
+
+
+class Screen:
+    """Standard output and standard error of a command that follows tasks.
+
+    On a terminal a live line per task says its state and for how long it has been followed; it makes room for whatever
+    is printed, and leaves nothing behind. Elsewhere there is no such line.
+    """
+
+    def __init__(self) -> None:
+        self.has_terminal = sys.stderr.isatty()
+        self._live: Live | None = None
+        self._states: dict[str, str] = {}
+        self._began = time.monotonic()
+        self._at_line_start = True
+
+    def show(self, states: Mapping[str, str]) -> None:
+        """Have these states, by the ids of their tasks, in the live lines."""
+        self._states = dict(states)
+        if not self.has_terminal or not self._at_line_start:
+            return
+        if self._live is None and self._states:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._live = Live(
+                console=Console(stderr=True),
+                get_renderable=self._lines,
+                refresh_per_second=_REFRESHES_PER_S,
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._live.start(refresh=True)
+
+    def clear(self) -> None:
+        """Take the live lines away."""
+        live, self._live = self._live, None
+        if live is not None:
+            live.stop()
+
+    def say(self, sentence: str) -> None:
+        """A sentence of ours on standard error, on a line of its own."""
+        self.clear()
+        lead = "" if self._at_line_start else "\n"
+        print(f"{lead}tesapi: {plain(sentence)}", file=sys.stderr, flush=True)  # noqa: T201
+        self._at_line_start = True
+
+    def result(self, line: str) -> None:
+        """A line of the command's result on standard output."""
+        self.clear()
+        print(line, flush=True)  # noqa: T201
+
+    def stream(self, name: str, text: str) -> None:
+        """What a task printed, as it is. `name` is stdout or stderr. Raises BrokenPipeError."""
+        if not text:
+            return
+        stream: TextIO = getattr(sys, name)
+        if stream.isatty():
+            self.clear()
+            self._at_line_start = text.endswith("\n")
+        stream.buffer.write(text.encode("utf-8", "replace"))
+        stream.buffer.flush()
+
+    def ask(self, question: str) -> str | None:
+        """The answer of whoever sits at the terminal; None where the terminal is gone."""
+        self.clear()
+        lead = "" if self._at_line_start else "\n"
+        # The terminal has shown ^C where the cursor was.
+        print(f"{lead}\r{question} ", end="", file=sys.stderr, flush=True)  # noqa: T201
+        answer = sys.stdin.readline()
+        return answer.strip() if answer else None
+
+    def _lines(self) -> Table:
+        from rich.table import Table
+        from rich.text import Text
+
+        seconds = int(time.monotonic() - self._began)
+        elapsed = f"{seconds // 60}:{seconds % 60:02}"
+        lines = Table.grid(padding=(0, 2))
+        for task_id, state in self._states.items():
+            style = _COLORS.get(state, "")
+            lines.add_row(Text(plain(state), style), Text(plain(task_id)), Text(elapsed))
+        return lines
