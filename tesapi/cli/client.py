@@ -109,13 +109,15 @@ class Client:
 
     def get(self, task_id: str, view: str = "FULL") -> Task:
         """A task. Raises NotFound."""
+        path = f"/tasks/{_segment(task_id)}?view={view}"
         self.connect()
-        return self._json("GET", f"/tasks/{_segment(task_id)}?view={view}")
+        return self._json("GET", path)
 
     def cancel(self, task_id: str) -> None:
         """Ask for a task to be canceled. Raises NotFound."""
+        path = f"/tasks/{_segment(task_id)}:cancel"
         self.connect()
-        self._json("POST", f"/tasks/{_segment(task_id)}:cancel", "")
+        self._json("POST", path, "")
 
     def find(
         self, *, view: str, state: str, name_prefix: str, tags: Sequence[tuple[str, str]], limit: int

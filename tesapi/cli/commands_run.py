@@ -77,6 +77,7 @@ def run(
     from tesapi.cli.run import document_for
     from tesapi.cli.run import run as run_to_its_end
     from tesapi.cli.show import Screen
+    from tesapi.cli.signals import Signals
 
     if not command:
         raise UsageProblem("Which command? tesapi run IMAGE -- COMMAND…")
@@ -99,10 +100,10 @@ def run(
     )
     with Client(os.environ) as client:
         if show_only:
-            document = document_for(wish, client, Screen(), offline=True)
+            document = document_for(wish, client, Screen(Signals()), offline=True)
             click.echo(json.dumps(document, indent=2))
         elif detach:
-            task_id = client.create(document_for(wish, client, Screen(), offline=False))
+            task_id = client.create(document_for(wish, client, Screen(Signals()), offline=False))
             click.echo(json.dumps({"id": task_id}) if as_json else task_id)
         else:
             sys.exit(run_to_its_end(wish, client))

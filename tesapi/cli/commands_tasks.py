@@ -114,11 +114,12 @@ def wait(task_ids: tuple[str, ...], as_json: bool) -> None:
         reason = f" exit code {code}" if state == "EXECUTOR_ERROR" and code is not None else ""
         screen.result(f"{plain(str(task_id))} {colored(state)}{reason}")
 
-    screen = Screen()
-    with Client(os.environ) as client, Signals():
-        client.connect()
+    with Client(os.environ) as client, Signals() as signals:
+        screen = Screen(signals)
+        with signals.let_in():
+            client.connect()
         try:
-            ended = Follower(client, screen).wait(task_ids, tell)
+            ended = Follower(client, screen, signals).wait(task_ids, tell)
         finally:
             screen.clear()
     codes = {exit_for(task) for task in ended}
@@ -166,16 +167,15 @@ def logs(task_id: str, follow: bool) -> None:
     from tesapi.cli.signals import Signals
     from tesapi.cli.tasks import state_of
 
-    screen = Screen()
-    with Client(os.environ) as client, Signals():
-        client.connect()
-        follower = Follower(client, screen)
+    with Client(os.environ) as client, Signals() as signals:
+        screen = Screen(signals)
+        follower = Follower(client, screen, signals)
+        with signals.let_in():
+            client.connect()
+            now = client.get(task_id, "FULL")
         try:
-            if follow:
-                task = follower.follow(task_id)
-            else:
-                task = client.get(task_id, "FULL")
-                follower.print_news(task)
+            follower.print_news(now)
+            task = follower.follow(task_id) if follow else now
         finally:
             screen.clear()
     if state_of(task) in ("SYSTEM_ERROR", "PREEMPTED"):

@@ -9,6 +9,7 @@ from typing import TypeVar
 from tesapi.cli.client import Client
 from tesapi.cli.exits import ServerFailed, Unreachable
 from tesapi.cli.show import Screen
+from tesapi.cli.signals import Signals
 from tesapi.cli.tails import Tail
 from tesapi.cli.tasks import SETTLED, Task, has_begun, runs, state_of
 
@@ -23,9 +24,13 @@ _GROWTH = 1.3
 
 
 class Follower:
-    """Follows tasks of one server for one screen. `states` are the last ones that were seen, by the tasks' ids."""
+    """Follows tasks of one server for one screen. `states` are the last ones that were seen, by the tasks' ids.
 
-    def __init__(self, client: Client, screen: Screen) -> None:
+    Its methods raise Interrupted, and what the client raises when the server stays away.
+    """
+
+    def __init__(self, client: Client, screen: Screen, signals: Signals) -> None:
+        self._signals = signals
         self._client = client
         self._screen = screen
         self._tails: dict[tuple[int, int, str], Tail] = {}
@@ -34,7 +39,7 @@ class Follower:
     def follow(self, task_id: str, *, patience_s: float | None = None) -> Task:
         """Print what the task prints until it has settled; the FULL view of its end, or of where it is after that long.
 
-        Asked again, it goes on where it was left. Raises what the client raises when the server stays away.
+        Asked again, it goes on where it was left.
         """
         deadline = None if patience_s is None else time.monotonic() + patience_s
         interval_s = _FIRST_POLL_S
@@ -53,7 +58,7 @@ class Follower:
             self._screen.show({task_id: state})
             if deadline is not None and time.monotonic() >= deadline:
                 return self._get(task_id, "FULL")
-            time.sleep(interval_s)
+            self._sleep(interval_s)
             interval_s = min(interval_s * _GROWTH, _SLOWEST_POLL_S)
 
     def wait(self, task_ids: Sequence[str], told: Callable[[Task], None]) -> list[Task]:
@@ -72,7 +77,7 @@ class Follower:
                     interval_s = _FIRST_POLL_S
             self._screen.show(self.states)
             if waiting:
-                time.sleep(interval_s)
+                self._sleep(interval_s)
                 interval_s = min(interval_s * _GROWTH, _SLOWEST_WAIT_S)
         return [settled[task_id] for task_id in dict.fromkeys(task_ids)]
 
@@ -102,7 +107,8 @@ class Follower:
         pause_s = _FIRST_POLL_S
         while True:
             try:
-                answer = ask()
+                with self._signals.let_in():
+                    answer = ask()
             except (Unreachable, ServerFailed) as error:
                 if away_since is None:
                     away_since = time.monotonic()
@@ -113,5 +119,9 @@ class Follower:
                 if away_since is not None:
                     self._screen.say("The server answers again.")
                 return answer
-            time.sleep(pause_s)
+            self._sleep(pause_s)
             pause_s = min(pause_s * 2, _SLOWEST_WAIT_S)
+
+    def _sleep(self, seconds: float) -> None:
+        with self._signals.let_in():
+            time.sleep(seconds)

@@ -33,26 +33,27 @@ def document_for(wish: Wish, client: Client, screen: Screen, *, offline: bool) -
 
 def run(wish: Wish, client: Client) -> int:
     """Submit it, print what it prints, and cancel it when interrupted; the exit code."""
-    screen = Screen()
-    follower = Follower(client, screen)
     task_id, sent = "", False
     with Signals() as signals:
+        screen = Screen(signals)
+        follower = Follower(client, screen, signals)
         try:
-            document = document_for(wish, client, screen, offline=False)
-            client.connect()
-            with signals.held():
+            with signals.let_in():
+                document = document_for(wish, client, screen, offline=False)
+                client.connect()
+            with signals.second_let_in():
                 sent = True
                 task_id = client.create(document)
             task = follower.follow(task_id)
         except Interrupted as interrupted:
             if task_id:
-                return _stop(task_id, client, screen, follower, interrupted)
+                return _stop(task_id, client, screen, follower, signals, interrupted)
             if sent:
                 screen.say("Interrupted while the task was sent: it may have been made or not; see tesapi list.")
             return interrupted.exit_code
         except BrokenPipeError:
             _discard_output()
-            _stop(task_id, client, screen, follower, None)
+            _stop(task_id, client, screen, follower, signals, None)
             return Exit.PIPE_CLOSED
         except ClientProblem as problem:
             if not task_id:
@@ -75,13 +76,21 @@ def tell_end(task: Task, screen: Screen) -> None:
     screen.say(f"Task {task.get('id')}: {state}{reason}" + (f": {words}" if words else "."))
 
 
-def _stop(task_id: str, client: Client, screen: Screen, follower: Follower, interrupted: Interrupted | None) -> int:
+def _stop(
+    task_id: str,
+    client: Client,
+    screen: Screen,
+    follower: Follower,
+    signals: Signals,
+    interrupted: Interrupted | None,
+) -> int:
     """Cancel the task, unless whoever sits at the terminal wants it to go on; the exit code of an interruption."""
     try:
         if interrupted is not None and not _is_to_end(interrupted, screen):
             screen.say(f"Task {task_id} goes on: tesapi logs -f {task_id}")
             return interrupted.exit_code
-        client.cancel(task_id)
+        with signals.let_in():
+            client.cancel(task_id)
         task = follower.follow(task_id, patience_s=CANCEL_PATIENCE_S)
         screen.say(_sentence(task_id, state_of(task)))
     except Interrupted as again:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import sys
 import time
 from collections.abc import Mapping
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.live import Live
     from rich.table import Table
+
+    from tesapi.cli.signals import Signals
 
 _COLORS = {
     "COMPLETE": "green",
@@ -23,6 +26,7 @@ _COLORS = {
     "INITIALIZING": "cyan",
 }
 _REFRESHES_PER_S = 4
+_LOOK_S = 0.2
 
 
 def plain(text: str) -> str:
@@ -51,8 +55,9 @@ class Screen:
     is printed, and leaves nothing behind. Elsewhere there is no such line.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, signals: Signals) -> None:
         self.has_terminal = sys.stderr.isatty()
+        self._signals = signals
         self._live: Live | None = None
         self._states: dict[str, str] = {}
         self._began = time.monotonic()
@@ -96,23 +101,28 @@ class Screen:
         print(line, flush=True)  # noqa: T201
 
     def stream(self, name: str, text: str) -> None:
-        """What a task printed, as it is. `name` is stdout or stderr. Raises BrokenPipeError."""
+        """What a task printed, as it is. `name` is stdout or stderr. Raises BrokenPipeError and Interrupted."""
         if not text:
             return
         stream: TextIO = getattr(sys, name)
         if stream.isatty():
             self.clear()
             self._at_line_start = text.endswith("\n")
-        stream.buffer.write(text.encode("utf-8", "replace"))
-        stream.buffer.flush()
+        with self._signals.let_in():
+            stream.buffer.write(text.encode("utf-8", "replace"))
+            stream.buffer.flush()
 
     def ask(self, question: str) -> str | None:
-        """The answer of whoever sits at the terminal; None where the terminal is gone."""
+        """The answer of whoever sits at the terminal; None where the terminal is gone. Raises Interrupted."""
         self.clear()
         lead = "" if self._at_line_start else "\n"
         # The terminal has shown ^C where the cursor was.
         print(f"{lead}\r{question} ", end="", file=sys.stderr, flush=True)  # noqa: T201
-        answer = sys.stdin.readline()
+        with self._signals.let_in():
+            # A signal that comes just before a read begins does not end the read: so it begins when there is a line.
+            while not select.select([sys.stdin], [], [], _LOOK_S)[0]:
+                pass
+            answer = sys.stdin.readline()
         return answer.strip() if answer else None
 
     def _lines(self) -> Table:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as one exception, at a moment that the command chooses."""
+"""Ctrl-C and SIGTERM as one exception, where the command is ready for it."""
 
 from __future__ import annotations
 
@@ -23,12 +23,16 @@ class Interrupted(BaseException):  # like KeyboardInterrupt, it is not to be cau
 
 
 class Signals:
-    """While entered, SIGINT and SIGTERM raise Interrupted, except where they are `held`. What is ignored stays so."""
+    """While entered, SIGINT and SIGTERM raise Interrupted where they are let in, and wait for that elsewhere.
+
+    So they come where the command waits, and never in the midst of what a library does. What is ignored stays so.
+    """
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
-        self._held = False
-        self._pending: int | None = None
+        self._waiting: list[int] = []
+        self._is_open = False
+        self._held_until = 0
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -45,20 +49,26 @@ class Signals:
             signal.signal(number, before)
 
     @contextlib.contextmanager
-    def held(self) -> Iterator[None]:
-        """A first signal waits until the end of the block; a second one does not."""
-        self._held = True
+    def let_in(self) -> Iterator[None]:
+        """Around what waits: signals end it, and those that came before it do at once."""
+        self._is_open = True
+        try:
+            if self._waiting:
+                raise Interrupted(self._waiting.pop(0))
+            yield
+        finally:
+            self._is_open = False
+
+    @contextlib.contextmanager
+    def second_let_in(self) -> Iterator[None]:
+        """Around what is better not ended halfway: a first signal waits until later, a second one does not."""
+        self._held_until = len(self._waiting) + 1
         try:
             yield
         finally:
-            self._held = False
-        if self._pending is not None:
-            number, self._pending = self._pending, None
-            raise Interrupted(number)
+            self._held_until = 0
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
-        if self._held and self._pending is None:
-            self._pending = number
-            return
-        self._pending = None
-        raise Interrupted(number)
+        if self._is_open or (self._held_until and len(self._waiting) >= self._held_until):
+            raise Interrupted(number)
+        self._waiting.append(number)
