@@ -73,13 +73,20 @@ class Client:
         candidates = [self._url + base for base in _BASES]
         if self._url.endswith(_BASES[:2]):
             candidates.insert(0, candidates.pop())
+        first_problem: ClientProblem | None = None
         for path, is_it in (("/service-info", _is_service_info), ("/tasks?page_size=1", _is_list)):
             for base in candidates:
-                found = self._look(base + path)
+                try:
+                    found = self._look(base + path)
+                except (NotPermitted, ServerFailed) as problem:
+                    first_problem = first_problem or problem
+                    continue
                 if found is not None and is_it(found):
                     self._base = base
                     self._info = found if is_it is _is_service_info else {}
                     return
+        if first_problem is not None:
+            raise first_problem
         raise ServerFailed(f"What answers at {self.shown} is no TES server; TES_URL says which one to use.")
 
     def _look(self, url: str) -> dict[str, Any] | None:
@@ -230,7 +237,7 @@ def _is_service_info(found: Mapping[str, Any]) -> bool:
 
 
 def _is_list(found: Mapping[str, Any]) -> bool:
-    return "tasks" in found or not found
+    return isinstance(found.get("tasks"), list)
 
 
 def _fits(task: Task, state: str, name_prefix: str, tags: Sequence[tuple[str, str]]) -> bool:

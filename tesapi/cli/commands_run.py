@@ -24,7 +24,19 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: str | 
     return number
 
 
-@click.command(epilog=EPILOG)
+class _Run(click.Command):
+    """Tells whoever forgot the `--` before the command."""
+
+    def parse_args(self, context: click.Context, words: list[str]) -> list[str]:
+        try:
+            return super().parse_args(context, words)
+        except click.NoSuchOption as error:
+            if "--" in words:
+                raise
+            raise click.UsageError(f"{error.format_message()} Options of COMMAND go behind --.", context) from error
+
+
+@click.command(cls=_Run, epilog=EPILOG)
 @click.argument("image")
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 @click.option(
@@ -41,7 +53,7 @@ def _gigabytes(context: click.Context, parameter: click.Parameter, value: str | 
 @click.option("--workdir", metavar="PATH", default="", help="The working directory in the container.")
 @click.option("--volume", "volumes", metavar="PATH", multiple=True, help="An empty directory in the container.")
 @click.option("--tag", "tags", metavar="K=V", multiple=True, help="A tag.")
-@click.option("--stdin", metavar="FILE", default="", help="A file or URL for standard input.")
+@click.option("--stdin", metavar="FILE", default="", help="A file or URL for standard input; - for this one.")
 @click.option("--detach", is_flag=True, help="Print the task's id, and do not wait.")
 @click.option("--json", "as_json", is_flag=True, help='With --detach: {"id": …}.')
 @click.option("--print", "show_only", is_flag=True, help="Print the document instead of sending it.")

@@ -75,7 +75,7 @@ class ServerFiles:
         return any(_is_within(place, os.path.realpath(root)) for root in self._roots)
 
     def __str__(self) -> str:
-        return ", ".join(plain(place) for place in self._listed)
+        return ", ".join(plain(place) for place in self._listed) or "nothing that it tells"
 
 
 def pair(option: str, text: str) -> tuple[str, str]:
@@ -150,27 +150,33 @@ class _Inputs:
             place = f"{folder}/{_last_name(urlsplit(file).path, name)}"
             self._append(name, place, "DIRECTORY" if file.endswith("/") else "FILE", url=file)
             return place
-        path = _absolute(file)
+        path = "/dev/stdin" if file == "-" else _absolute(file)
         place = f"{folder}/{_last_name(path, name)}"
         try:
             mode = os.stat(path).st_mode  # noqa: PTH116 - a path may end with a slash, which means something
         except (OSError, ValueError) as error:
             raise UsageProblem(f"{option}: {_sentence(file, error)}.") from error
         is_folder = stat.S_ISDIR(mode)
-        if (is_folder or stat.S_ISREG(mode)) and self._server_files.can_read(path):
-            self._append(name, place, "DIRECTORY" if is_folder else "FILE", url=_url_of(path))
+        kind = "DIRECTORY" if is_folder else "FILE"
+        # A pipe is this process's alone, and so is every name for a descriptor.
+        is_shared = (is_folder or stat.S_ISREG(mode)) and not path.startswith(("/dev/", "/proc/"))
+        if is_shared and self._server_files.can_read(path):
+            self._append(name, place, kind, url=_url_of(path))
             return place
+        sent: list[tuple[str, str]] = []
         for inner, relative in _files(option, path) if is_folder else [(path, "")]:
             content = self._content(option, inner)
-            if content is None and not self._server_files.are_told:
-                self._append(name, place, "DIRECTORY" if is_folder else "FILE", url=_url_of(path))
+            if content is None and is_shared and not self._server_files.are_told:
+                self._append(name, place, kind, url=_url_of(path))
                 return place
             if content is None:
                 raise UsageProblem(
                     f"{option}: {plain(inner)} is not below what the server reads ({self._server_files}), and only "
                     f"UTF-8 text of at most {INLINE_BYTES >> 10} KiB can be sent within the task."
                 )
-            self._append(name, f"{place}/{relative}" if relative else place, "FILE", content=content)
+            sent.append((f"{place}/{relative}" if relative else place, content))
+        for target, content in sent:
+            self._append(name, target, "FILE", content=content)
         return place
 
     def _append(self, name: str, place: str, kind: str, **source: str) -> None:

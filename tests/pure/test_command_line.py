@@ -134,6 +134,23 @@ def test_a_directory_that_the_server_does_not_have_is_sent_file_by_file(tmp_path
     assert document["executors"][0]["command"] == ["/tes/in/d/d"]
 
 
+def test_a_pipe_is_sent_even_where_the_server_reads_everything(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"piped")
+    os.close(writer)
+    asked = wish(inputs=(("x", f"/dev/fd/{reader}"),))
+    try:
+        (item,) = build(asked, ServerFiles({"storage": ["file:///"]}))["inputs"]
+    finally:
+        os.close(reader)
+    assert item["content"] == "piped"
+    with (tmp_path / "f").open("wb") as file:
+        file.truncate(INLINE_BYTES + 1)
+        asked = wish(inputs=(("x", f"/proc/self/fd/{file.fileno()}"),))
+        with pytest.raises(UsageProblem, match="nothing that it tells"):
+            build(asked, UNKNOWN)
+
+
 @pytest.mark.parametrize("content", [b"x" * (INLINE_BYTES + 1), b"\xff\xfe", b"a\0b"])
 def test_what_cannot_be_sent_is_refused_unless_the_server_may_have_it(tmp_path: Path, content: bytes) -> None:
     file = tmp_path / "f"

@@ -74,6 +74,8 @@ def test_files_and_directories_go_in_and_come_out(server: Server) -> None:
     assert run.stdout == "own é\n"
     run = typed(server.url, "run", "--stdin", "my own.txt", "alpine", "--", "wc", "-c", cwd=server.folder)
     assert run.stdout.strip() == "7"
+    run = typed(server.url, "run", "--stdin", "-", "alpine", "--", "tac", cwd=server.folder, given="1\n2\n")
+    assert run.stdout == "2\n1\n"
 
 
 def test_what_is_asked_for_is_in_the_task(server: Server) -> None:
@@ -386,6 +388,7 @@ def test_a_dead_server_is_one_sentence(tmp_path: pathlib.Path, words: list[str])
         (["nosuch"], "tesapi: No such command 'nosuch'. Try tesapi --help."),
         (["get"], "tesapi: Missing argument 'ID'. Try tesapi get --help."),
         (["run"], "tesapi: Missing argument 'IMAGE'. Try tesapi run --help."),
+        (["run", "alpine", "sh", "-c", "true"], "No such option '-c'. Options of COMMAND go behind --. Try tesapi run"),
         (["run", "alpine"], "tesapi: Which command? tesapi run IMAGE -- COMMAND…"),
         (["run", "-i", "x", "alpine", "--", "y"], "tesapi: -i 'x' is to have the form NAME=VALUE."),
         (["run", "--ram", "nan", "a", "--", "y"], "'nan' is not a number of gigabytes"),

@@ -53,6 +53,17 @@ def test_what_is_no_tes_server_is_sent_nothing(tmp_path: pathlib.Path, answer: o
         assert server.posts() == []
 
 
+def test_a_gateway_that_protects_other_paths_hides_nothing(tmp_path: pathlib.Path) -> None:
+    def answer(asked: Asked) -> Answer:
+        if not asked.path.startswith("/v1/"):
+            return 401, {}
+        return ordinary(asked._replace(path=asked.path.removeprefix("/v1")))
+
+    with Foreign("", answer) as server:
+        assert typed(server.url, *RUN, cwd=tmp_path).returncode == 0
+        assert len(server.posts()) == 1
+
+
 def test_a_redirection_is_told_and_not_followed(tmp_path: pathlib.Path) -> None:
     with Foreign("", lambda asked: (307, b"")) as server:
         run = typed(server.url, *RUN, cwd=tmp_path, TES_TOKEN="hush-token")
