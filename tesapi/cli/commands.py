@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tesapi.cli import commands_run, commands_tasks
-from tesapi.cli.exits import EPILOG
+from tesapi.cli.exits import EPILOG, ReaderLeft
 
 if TYPE_CHECKING:
     from tesapi.settings import Loaded
@@ -26,7 +26,16 @@ _SETTINGS = click.option(
 )
 
 
-@click.group(no_args_is_help=False, epilog=EPILOG)
+class _Group(click.Group):
+    def invoke(self, context: click.Context) -> Any:
+        # click would make it an exit with 1.
+        try:
+            return super().invoke(context)
+        except BrokenPipeError as error:
+            raise ReaderLeft("Nobody reads standard output any more.") from error
+
+
+@click.group(cls=_Group, no_args_is_help=False, epilog=EPILOG)
 @click.version_option(package_name="tesapi", message="%(prog)s %(version)s")
 def cli() -> None:
     """A GA4GH TES 1.1 server, and a client for any TES server."""

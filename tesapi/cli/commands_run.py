@@ -86,7 +86,7 @@ def run(
     """
     from tesapi.cli.client import Client
     from tesapi.cli.document import Wish, pairs
-    from tesapi.cli.run import document_for
+    from tesapi.cli.run import document_for, send
     from tesapi.cli.run import run as run_to_its_end
     from tesapi.cli.show import Screen
     from tesapi.cli.signals import Signals
@@ -115,7 +115,12 @@ def run(
             document = document_for(wish, client, Screen(Signals()), offline=True)
             click.echo(json.dumps(document, indent=2))
         elif detach:
-            task_id = client.create(document_for(wish, client, Screen(Signals()), offline=False))
-            click.echo(json.dumps({"id": task_id}) if as_json else task_id)
+            with Signals() as signals:
+                screen = Screen(signals)
+                with signals.let_in():
+                    client.connect()
+                    document = document_for(wish, client, screen, offline=False)
+                task_id = send(document, client, screen, signals)
+                click.echo(json.dumps({"id": task_id}) if as_json else task_id)
         else:
             sys.exit(run_to_its_end(wish, client))

@@ -30,12 +30,18 @@ def submit(file: str, as_json: bool) -> None:
     """
     from tesapi.cli.client import Client
     from tesapi.cli.document import read_documents
+    from tesapi.cli.run import send
+    from tesapi.cli.show import Screen
+    from tesapi.cli.signals import Signals
 
     documents = read_documents(_text(file), file)
-    with Client(os.environ) as client:
+    with Client(os.environ) as client, Signals() as signals:
+        with signals.let_in():
+            client.connect()
         for number, document in enumerate(documents, 1):
+            signals.look()
             try:
-                task_id = client.create(document)
+                task_id = send(document, client, Screen(signals), signals)
             except ClientProblem as error:
                 if len(documents) == 1:
                     raise

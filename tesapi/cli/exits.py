@@ -7,7 +7,8 @@ ClientProblem
 ├── Refused           the server will not do it; repeating it will not help
 │   ├── NotPermitted  for want of credentials
 │   └── NotFound      for want of the task
-└── AnswerLost        the request was sent and its answer never came: it may or may not have been done
+├── AnswerLost        the request was sent and its answer never came: it may or may not have been done
+└── ReaderLeft        nobody reads standard output any more
 """
 
 from __future__ import annotations
@@ -104,3 +105,9 @@ class AnswerLost(ClientProblem):
     """The request was sent and its answer never came: it may or may not have been done."""
 
     exit_code = Exit.ANSWER_LOST
+
+
+class ReaderLeft(ClientProblem):
+    """Nobody reads standard output any more; nobody is to be told, either."""
+
+    exit_code = Exit.PIPE_CLOSED

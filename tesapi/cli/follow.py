@@ -39,22 +39,26 @@ class Follower:
     def follow(self, task_id: str, *, patience_s: float | None = None) -> Task:
         """Print what the task prints until it has settled; the FULL view of its end, or of where it is after that long.
 
-        Asked again, it goes on where it was left.
+        Asked again, it goes on where it was left. Raises BrokenPipeError when the reader of it has left.
         """
         deadline = None if patience_s is None else time.monotonic() + patience_s
         interval_s = _FIRST_POLL_S
+        state = ""
         while True:
+            before = state
+            self._screen.check_reader()
             # The documents of tasks may be large, and their ends may be far: FULL only when there is something to see.
-            state = self._see(task_id, self._get(task_id, "MINIMAL"))
+            if not before or not has_begun(before):
+                state = self._see(task_id, self._get(task_id, "MINIMAL"))
             if has_begun(state):
                 task = self._get(task_id, "FULL")
-                if self._see(task_id, task) != state:
-                    interval_s = _FIRST_POLL_S
+                state = self._see(task_id, task)
                 self.print_news(task)
-                state = state_of(task)
                 if state in SETTLED:
                     self._screen.show({})
                     return task
+            if state != before:
+                interval_s = _FIRST_POLL_S
             self._screen.show({task_id: state})
             if deadline is not None and time.monotonic() >= deadline:
                 return self._get(task_id, "FULL")

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
+from io import TextIOWrapper
 from typing import NoReturn, TextIO
 
 import click
 
 from tesapi.cli.commands import cli
-from tesapi.cli.exits import ClientProblem, Exit
+from tesapi.cli.exits import ClientProblem, Exit, ReaderLeft
 from tesapi.cli.show import plain
 from tesapi.cli.signals import Interrupted
 
 
 def main() -> NoReturn:
     """Run the command that was typed, and exit."""
-    _tolerate(sys.stdout)
-    _tolerate(sys.stderr)
+    sys.stdout, sys.stderr = _usable(sys.stdout), _usable(sys.stderr)
     sys.exit(_run())
 
 
@@ -30,16 +30,16 @@ def _run() -> int:
         return _fail(f"{_sentence(error.format_message())} Try {path} --help.", Exit.USAGE)
     except click.ClickException as error:
         return _fail(error.format_message(), error.exit_code)
+    except (ReaderLeft, BrokenPipeError):
+        # Python would complain when it flushes at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return Exit.PIPE_CLOSED
     except ClientProblem as error:
         return _fail(str(error), error.exit_code)
     except click.Abort:
         return Exit.INTERRUPTED
     except Interrupted as interrupted:
         return interrupted.exit_code
-    except BrokenPipeError:
-        # Python would complain when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return Exit.PIPE_CLOSED
     return code if isinstance(code, int) else Exit.DONE
 
 
@@ -53,7 +53,11 @@ def _sentence(message: str) -> str:
     return text if text.endswith((".", "?", "!")) else text + "."
 
 
-def _tolerate(stream: TextIO) -> None:
-    """Have characters that the terminal's encoding does not know written as escapes."""
-    if hasattr(stream, "reconfigure"):
+def _usable(stream: TextIO | None) -> TextIO:
+    """A stream that takes everything: one that was closed (`>&-`) discards it, and what its encoding does not know is
+    written as escapes."""
+    if stream is None:
+        return open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123 - for as long as the process lives
+    if isinstance(stream, TextIOWrapper):
         stream.reconfigure(errors="backslashreplace")
+    return stream

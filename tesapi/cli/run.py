@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Mapping
 
 from tesapi.cli.client import Client
 from tesapi.cli.document import ServerFiles, Wish, build, has_local_files
@@ -31,9 +32,19 @@ def document_for(wish: Wish, client: Client, screen: Screen, *, offline: bool) -
     return build(wish, ServerFiles(info))
 
 
+def send(document: Mapping[str, object], client: Client, screen: Screen, signals: Signals) -> str:
+    """Have a task made; its id. A first signal waits until the id is known. Raises Interrupted for a second one."""
+    try:
+        with signals.second_let_in():
+            return client.create(document)
+    except Interrupted:
+        screen.say("Interrupted while the task was sent: it may have been made or not; see tesapi list.")
+        raise
+
+
 def run(wish: Wish, client: Client) -> int:
     """Submit it, print what it prints, and cancel it when interrupted; the exit code."""
-    task_id, sent = "", False
+    task_id = ""
     with Signals() as signals:
         screen = Screen(signals)
         follower = Follower(client, screen, signals)
@@ -41,15 +52,11 @@ def run(wish: Wish, client: Client) -> int:
             with signals.let_in():
                 document = document_for(wish, client, screen, offline=False)
                 client.connect()
-            with signals.second_let_in():
-                sent = True
-                task_id = client.create(document)
+            task_id = send(document, client, screen, signals)
             task = follower.follow(task_id)
         except Interrupted as interrupted:
             if task_id:
                 return _stop(task_id, client, screen, follower, signals, interrupted)
-            if sent:
-                screen.say("Interrupted while the task was sent: it may have been made or not; see tesapi list.")
             return interrupted.exit_code
         except BrokenPipeError:
             _discard_output()

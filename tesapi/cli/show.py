@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
+import stat
 import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TextIO
+
+import click
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -40,8 +44,6 @@ def _stand_in(character: str) -> str:
 
 def colored(state: str, width: int = 0) -> str:
     """A state for standard output, in color on a terminal unless NO_COLOR is set."""
-    import click
-
     text = f"{plain(state):<{width}}"
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return text
@@ -92,13 +94,13 @@ class Screen:
         """A sentence of ours on standard error, on a line of its own."""
         self.clear()
         lead = "" if self._at_line_start else "\n"
-        print(f"{lead}tesapi: {plain(sentence)}", file=sys.stderr, flush=True)  # noqa: T201
+        click.echo(f"{lead}tesapi: {plain(sentence)}", err=True)
         self._at_line_start = True
 
     def result(self, line: str) -> None:
         """A line of the command's result on standard output."""
         self.clear()
-        print(line, flush=True)  # noqa: T201
+        click.echo(line)
 
     def stream(self, name: str, text: str) -> None:
         """What a task printed, as it is. `name` is stdout or stderr. Raises BrokenPipeError and Interrupted."""
@@ -112,12 +114,21 @@ class Screen:
             stream.buffer.write(text.encode("utf-8", "replace"))
             stream.buffer.flush()
 
+    def check_reader(self) -> None:
+        """Raise BrokenPipeError where nobody reads standard output any more: a task may print nothing for long."""
+        descriptor = sys.stdout.fileno()
+        if stat.S_ISFIFO(os.fstat(descriptor).st_mode):
+            poll = select.poll()
+            poll.register(descriptor, 0)
+            if poll.poll(0):
+                raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
     def ask(self, question: str) -> str | None:
         """The answer of whoever sits at the terminal; None where the terminal is gone. Raises Interrupted."""
         self.clear()
         lead = "" if self._at_line_start else "\n"
         # The terminal has shown ^C where the cursor was.
-        print(f"{lead}\r{question} ", end="", file=sys.stderr, flush=True)  # noqa: T201
+        click.echo(f"{lead}\r{question} ", nl=False, err=True)
         with self._signals.let_in():
             # A signal that comes just before a read begins does not end the read: so it begins when there is a line.
             while not select.select([sys.stdin], [], [], _LOOK_S)[0]:

@@ -59,6 +59,11 @@ class Signals:
         finally:
             self._is_open = False
 
+    def look(self) -> None:
+        """Raise Interrupted where a signal has been waiting."""
+        with self.let_in():
+            pass
+
     @contextlib.contextmanager
     def second_let_in(self) -> Iterator[None]:
         """Around what is better not ended halfway: a first signal waits until later, a second one does not."""

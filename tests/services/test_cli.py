@@ -136,6 +136,16 @@ def test_a_reader_that_leaves_ends_the_task(server: Server) -> None:
     assert server.get(_only_task(server))["state"] == "CANCELED"
 
 
+def test_a_reader_that_leaves_is_noticed_although_the_task_prints_nothing(server: Server) -> None:
+    with Piped(server.url, "run", *SLEEPER, cwd=server.folder) as run:
+        assert run.line() == "begun\n"
+        assert run.process.stdout is not None
+        run.process.stdout.close()
+        run.process.stdout = None
+        assert run.end()[0] == 141
+    assert server.get(_only_task(server))["state"] == "CANCELED"
+
+
 def test_a_task_that_the_server_could_not_run_says_why(server: Server) -> None:
     run = typed(server.url, "run", "nosuchimage", "--", "true", cwd=server.folder)
     assert run.returncode == 70
@@ -327,6 +337,12 @@ def test_a_list_follows_its_pages(server: Server) -> None:
     rows = typed(server.url, "list", cwd=server.folder).stdout.splitlines()
     assert [row.split()[0] for row in rows] == ids[::-1]
     assert len(typed(server.url, "list", "--limit", "290", cwd=server.folder).stdout.splitlines()) == 290
+    with Piped(server.url, "list", cwd=server.folder) as cut:
+        assert cut.line().split()[0] == ids[-1]
+        assert cut.process.stdout is not None
+        cut.process.stdout.close()
+        cut.process.stdout = None
+        assert cut.end() == (141, "", "")
 
 
 def test_a_document_that_is_refused_says_which_field_and_which_document(server: Server) -> None:
@@ -363,6 +379,17 @@ def test_what_a_terminal_would_obey_is_not_shown_of_names(server: Server) -> Non
         shown = typed(server.url, *words, cwd=server.folder).stdout
         assert not set(shown) & set("\x1b\x07\u202e")
     assert json.loads(shown)["name"] == name
+
+
+def test_streams_that_are_closed_or_know_few_characters_will_do(server: Server) -> None:
+    words = [*TESAPI, "run", "--name", "n\u4e00", "alpine", "--", "echo", "\u00fc"]
+    closed = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *words], cwd=server.folder, env=environment(server.url), capture_output=True
+    )
+    assert (closed.returncode, closed.stderr) == (0, b"")
+    listed = typed(server.url, "list", cwd=server.folder, PYTHONIOENCODING="latin-1")
+    assert (listed.returncode, listed.stderr) == (0, "")
+    assert "n\\u4e00" in listed.stdout
 
 
 # Without a server

@@ -5,11 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import pathlib
+import signal
+import threading
+import time
 
 import pytest
 
 from tests.services.foreign import INFO, Answer, Asked, Foreign, HangUp, ordinary
-from tests.services.typed import typed
+from tests.services.typed import Piped, typed
 
 RUN = ("run", "alpine", "--", "true")
 
@@ -84,6 +87,52 @@ def test_a_lost_answer_is_told_and_the_task_is_not_sent_again(tmp_path: pathlib.
         assert run.returncode == 74
         assert "its answer was lost" in run.stderr
         assert run.stderr.count("\n") == 1
+        assert len(server.posts()) == 1
+
+
+@pytest.mark.parametrize("words", [RUN, ("run", "--detach", *RUN[1:]), ("submit", "-")])
+def test_an_interrupt_while_a_task_is_sent_leaves_none_unknown(tmp_path: pathlib.Path, words: tuple[str, ...]) -> None:
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def answer(asked: Asked) -> Answer:
+        if asked.path == "/tasks":
+            arrived.set()
+            go_on.wait(30)
+        if asked.path == "/tasks/t-1":
+            return 200, {"id": "t-1", "state": "CANCELED"}
+        return ordinary(asked)
+
+    with Foreign("/v1", answer) as server, Piped(server.url, *words, cwd=tmp_path, given=b"{}") as run:
+        assert arrived.wait(30)
+        run.process.send_signal(signal.SIGINT)
+        go_on.set()
+        code, stdout, stderr = run.end()
+        if words == RUN:
+            assert [post.path for post in server.posts()] == ["/v1/tasks", "/v1/tasks/t-1:cancel"]
+            assert (code, stdout, stderr) == (130, "", "tesapi: Task t-1 is CANCELED.\n")
+        else:
+            assert len(server.posts()) == 1
+            assert stdout == "t-1\n"
+
+
+def test_a_second_interrupt_while_a_task_is_sent_says_what_is_not_known(tmp_path: pathlib.Path) -> None:
+    arrived, go_on = threading.Event(), threading.Event()
+
+    def answer(asked: Asked) -> Answer:
+        if asked.method == "POST":
+            arrived.set()
+            go_on.wait(30)
+        return ordinary(asked)
+
+    with Foreign("/v1", answer) as server, Piped(server.url, *RUN, cwd=tmp_path) as run:
+        assert arrived.wait(30)
+        while run.process.poll() is None:  # two that come at the same time are one
+            run.process.send_signal(signal.SIGINT)
+            time.sleep(0.05)
+        code, stdout, stderr = run.end()
+        go_on.set()
+        assert (code, stdout) == (130, "")
+        assert stderr.startswith("tesapi: Interrupted while the task was sent: it may have been made or not")
         assert len(server.posts()) == 1
 
 

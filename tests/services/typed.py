@@ -50,15 +50,19 @@ def typed(
 class Piped:
     """`tesapi WORDS` in a pipe, while it runs."""
 
-    def __init__(self, url: str, *words: str, cwd: pathlib.Path) -> None:
+    def __init__(self, url: str, *words: str, cwd: pathlib.Path, given: bytes = b"") -> None:
         self.process = subprocess.Popen(
             [*TESAPI, *words],
             cwd=cwd,
             env=environment(url),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
         )
+        assert self.process.stdin is not None
+        self.process.stdin.write(given)
+        self.process.stdin.close()
+        self.process.stdin = None
 
     def __enter__(self) -> Self:
         return self
