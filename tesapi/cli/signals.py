@@ -6,7 +6,7 @@ import contextlib
 import signal
 from collections.abc import Iterator
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 
 class Interrupted(BaseException):  # like KeyboardInterrupt, it is not to be caught with the errors
@@ -33,6 +33,7 @@ class Signals:
         self._waiting: list[int] = []
         self._is_open = False
         self._held_until = 0
+        self._has_raised = False
 
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -46,7 +47,9 @@ class Signals:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for number, before in self._before.items():
-            signal.signal(number, before)
+            # Whoever has pressed Ctrl-C presses it again while the process leaves.
+            leaving = self._has_raised and number == signal.SIGINT
+            signal.signal(number, signal.SIG_IGN if leaving else before)
 
     @contextlib.contextmanager
     def let_in(self) -> Iterator[None]:
@@ -54,7 +57,7 @@ class Signals:
         self._is_open = True
         try:
             if self._waiting:
-                raise Interrupted(self._waiting.pop(0))
+                self._raise(self._waiting.pop(0))
             yield
         finally:
             self._is_open = False
@@ -75,5 +78,9 @@ class Signals:
 
     def _arrived(self, number: int, frame: FrameType | None) -> None:
         if self._is_open or (self._held_until and len(self._waiting) >= self._held_until):
-            raise Interrupted(number)
+            self._raise(number)
         self._waiting.append(number)
+
+    def _raise(self, number: int) -> NoReturn:
+        self._has_raised = True
+        raise Interrupted(number)
