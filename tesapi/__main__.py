@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from tesapi.cli.commands import cli
+from tesapi.cli.main import main
 
-
-def main() -> None:
-    """Run the command line."""
-    cli(prog_name="tesapi")
-
+__all__ = ["main"]
 
 if __name__ == "__main__":
     main()

@@ -1,15 +1,19 @@
 """The command line. Each command imports what it needs, so that `--help` answers at once.
 
-Exit codes: 0 done, 1 it failed while it ran, 2 the command or the settings are wrong.
+Exit codes of the server's commands: 0 done, 1 it failed while it ran, 2 the command or the settings are wrong. Those
+of the client's commands are in `exits.py`.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from tesapi.cli import commands_run, commands_tasks
+from tesapi.cli.exits import EPILOG, ReaderLeft
 
 if TYPE_CHECKING:
     from tesapi.settings import Loaded
@@ -22,10 +26,19 @@ _SETTINGS = click.option(
 )
 
 
-@click.group()
+class _Group(click.Group):
+    def invoke(self, context: click.Context) -> Any:
+        # click would make it an exit with 1.
+        try:
+            return super().invoke(context)
+        except BrokenPipeError as error:
+            raise ReaderLeft("Nobody reads standard output any more.") from error
+
+
+@click.group(cls=_Group, no_args_is_help=False, epilog=EPILOG)
 @click.version_option(package_name="tesapi", message="%(prog)s %(version)s")
 def cli() -> None:
-    """A GA4GH TES 1.1 server."""
+    """A GA4GH TES 1.1 server, and a client for any TES server."""
 
 
 @cli.command()
@@ -51,6 +64,19 @@ def check_settings(path: Path | None) -> None:
         click.echo(f"{key:<{widths[0]}}  {value:<{widths[1]}}  {source}")
     for warning in loaded.warnings:
         click.echo(f"Warning: {warning}", err=True)
+
+
+for _command in (
+    commands_run.run,
+    commands_tasks.submit,
+    commands_tasks.get,
+    commands_tasks.list_tasks,
+    commands_tasks.wait,
+    commands_tasks.cancel,
+    commands_tasks.logs,
+    commands_tasks.service_info,
+):
+    cli.add_command(_command)
 
 
 def _load(path: Path | None) -> Loaded:
