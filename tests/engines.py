@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 
 from tesapi.runner.runtimes.engine import Engine, EngineAway
-from tests.jobs import until
+from tests.jobs import pid_alive, until
 
 IMAGES = ("alpine", "busybox")
 
@@ -43,6 +43,10 @@ class DockerEngine:
     def kill(self) -> None:
         """End the engine as a crash would; its containers live on."""
         self._ended("kill")
+        # Its containerd dies with it, and may stay a zombie for a while, which a new engine would wait for in vain.
+        note = self._folder / "exec" / "containerd" / "containerd.pid"
+        until(lambda: not pid_alive(int(note.read_text("ascii"))), "the end of containerd")
+        note.unlink()
 
     def stop(self) -> None:
         """Stop the engine and all its containers."""

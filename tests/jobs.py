@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
 from typing import Any
 
 from tesapi import __version__
@@ -64,6 +65,17 @@ def sandboxes(job_id: str) -> list[int]:
     return found
 
 
+class Runner(subprocess.Popen[bytes]):
+    """A runner, for which a test that fails does not wait."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:
+            self.kill()
+        super().__exit__(kind, error, trace)
+
+
 class JobPlace:
     """A job's directory with the runner in it, and `storage`, the only root of its files."""
 
@@ -114,7 +126,7 @@ class JobPlace:
 
     def start(self, python: str = sys.executable) -> subprocess.Popen[bytes]:
         """Start the runner and do not wait for it."""
-        return subprocess.Popen(
+        return Runner(
             self.command(python),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,

@@ -17,14 +17,20 @@ from .runtimes.base import Container, End, Room, Runtime
 
 _TAILS_INTERVAL_S = 1.0
 _KILLED = 137
+_UNNAMED_BYTES = 16 << 20
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # FALLOC_FL_…
 
 
 class Streams(NamedTuple):
-    """Paths outside the container: of standard input (or /dev/null), and of the files that take the output."""
+    """Paths outside the container: of standard input (or /dev/null), and of the files that take the output.
+
+    Of `unnamed` ones, which the task did not ask for, only the ends are of use.
+    """
 
     stdin: str
     stdout: str
     stderr: str
+    unnamed: Tuple[bool, bool]
 
 
 def run_step(step: Step, job: Job, places: Places, runtime: Runtime, layout: Layout, stop: Stop, report: Report) -> End:
@@ -46,7 +52,7 @@ def run_step(step: Step, job: Job, places: Places, runtime: Runtime, layout: Lay
         report.write("executor_started", index=step.number, image_used=container.image_used)
         try:
             container.start()
-            end = _wait(container, step, room, tail_bytes, places, stop)
+            end = _wait(container, step, room, streams, tail_bytes, places, stop)
             runtime.remove()  # also what the program left in the background
         except (Stopped, Refused, OSError):
             runtime.remove()
@@ -83,7 +89,9 @@ def _room(job: Job, layout: Layout, scratch: str, streams: Streams, stop: Stop, 
     )
 
 
-def _wait(container: Container, step: Step, room: Room, tail_bytes: int, places: Places, stop: Stop) -> End:
+def _wait(
+    container: Container, step: Step, room: Room, streams: Streams, tail_bytes: int, places: Places, stop: Stop
+) -> End:
     sizes: Tuple[int, int] = (0, 0)
     due = time.monotonic() + _TAILS_INTERVAL_S
     while True:
@@ -95,8 +103,22 @@ def _wait(container: Container, step: Step, room: Room, tail_bytes: int, places:
             due = time.monotonic() + _TAILS_INTERVAL_S
             now = (os.fstat(room.stdout).st_size, os.fstat(room.stderr).st_size)
             if now != sizes:
+                for descriptor, size, unnamed in zip((room.stdout, room.stderr), now, streams.unnamed):
+                    if unnamed and size > _UNNAMED_BYTES:
+                        _forget_head(descriptor, size - _UNNAMED_BYTES)
                 sizes = now
                 _write_tails(places.tails, step.number, room, tail_bytes)
+
+
+def _forget_head(descriptor: int, size: int) -> None:
+    """Give the first `size` bytes of a file back to the disk, where the file system can; its length stays.
+
+    Not by truncating it, for the program goes on writing meanwhile. Source: fallocate(2).
+    """
+    import ctypes  # only for a program that prints very much
+
+    fallocate = ctypes.CDLL(None).fallocate
+    fallocate(descriptor, _KEEP_SIZE | _PUNCH_HOLE, ctypes.c_long(0), ctypes.c_long(size))
 
 
 def _write_tails(path: str, index: int, room: Room, tail_bytes: int) -> None:
@@ -115,7 +137,8 @@ def _streams(step: Step, scratch: str, namespace: Namespace) -> Streams:
         return namespace.resolve(declared) if declared not in ("", DISCARD) else os.path.join(scratch, name)
 
     stdin = namespace.resolve(step.stdin) if step.stdin not in ("", DISCARD) else os.devnull
-    return Streams(stdin, file_for(step.stdout, "stdout"), file_for(step.stderr, "stderr"))
+    unnamed = tuple(declared in ("", DISCARD) for declared in (step.stdout, step.stderr))
+    return Streams(stdin, file_for(step.stdout, "stdout"), file_for(step.stderr, "stderr"), (unnamed[0], unnamed[1]))
 
 
 def _open(path: str, flags: int) -> int:

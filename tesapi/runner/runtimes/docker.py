@@ -17,7 +17,7 @@ import struct
 import subprocess
 import threading
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar
+from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar, Union
 
 from ..job import Limits, Owner, Refused, Step
 from . import top
@@ -26,6 +26,7 @@ from .engine import Answer, Engine, EngineAway, EngineRefused
 from .node import Progress, alone
 
 T = TypeVar("T")
+_Said = Union[Dict[str, Any], Exception, None]
 
 _PATIENCE_S = 60.0
 _RETRY_S = 0.5
@@ -205,25 +206,44 @@ class Docker:
         return True
 
     def _pull(self, image: str, check: Check) -> None:
-        name, tag = _name_and_tag(image)
-        lines: queue.Queue[Optional[Dict[str, Any]]] = queue.Queue()
-        headers = _credentials(image, self._settings.get("config") or "")
-
-        def ask() -> Answer:
-            return self._engine.open("POST", "/images/create", b"", {"fromImage": name, "tag": tag}, headers)
-
         try:
-            answer = self._patiently(ask, check)
-            answer.patient()
-            threading.Thread(target=_read_lines, args=(answer, lines), daemon=True).start()
-            try:
-                self._watch_pull(image, lines, check)
-            finally:
-                answer.interrupt()
+            self._patiently(lambda: self._pull_once(image, check), check)
         except EngineRefused as error:
             raise Refused(f"The image {image} cannot be pulled: {error}.") from error
 
-    def _watch_pull(self, image: str, lines: queue.Queue[Optional[Dict[str, Any]]], check: Check) -> None:
+    def _pull_once(self, image: str, check: Check) -> None:
+        name, tag = _name_and_tag(image)
+        headers = _credentials(image, self._settings.get("config") or "")
+        said: queue.Queue[_Said] = queue.Queue()
+        sockets: List[socket.socket] = []
+
+        def listen() -> None:
+            try:
+                query = {"fromImage": name, "tag": tag}
+                answer = self._engine.open("POST", "/images/create", b"", query, headers, sockets.append)
+                answer.patient()
+                for line in iter(answer.readline, b""):
+                    if line.strip():
+                        said.put(json.loads(line))
+                answer.close()
+                said.put(None)
+            except (EngineAway, EngineRefused) as error:
+                said.put(error)
+            except ValueError as error:
+                said.put(EngineAway(f"its answer is no JSON: {error}"))
+
+        # A thread, because the engine answers when it likes, and a cancel is not to wait for that.
+        threading.Thread(target=listen, daemon=True).start()
+        try:
+            self._watch_pull(image, said, check)
+        finally:
+            for sock in sockets:
+                try:
+                    sock.shutdown(socket.SHUT_RDWR)
+                except OSError:
+                    pass
+
+    def _watch_pull(self, image: str, said: queue.Queue[_Said], check: Check) -> None:
         layers: Dict[str, Tuple[int, int]] = {}
         progress = Progress(self._note)
         heard = time.monotonic()
@@ -231,7 +251,7 @@ class Docker:
             check()
             progress.tell(lambda: _how_far(image, layers))
             try:
-                line = lines.get(timeout=0.1)
+                line = said.get(timeout=0.1)
             except queue.Empty:
                 if time.monotonic() - heard > _STALLED_PULL_S:
                     raise Refused(f"The image {image} cannot be pulled: nothing came for 15 minutes.") from None
@@ -239,6 +259,8 @@ class Docker:
             heard = time.monotonic()
             if line is None:
                 return
+            if isinstance(line, Exception):
+                raise line
             if "error" in line:
                 raise EngineRefused(500, " ".join(str(line["error"]).split())[:1000].rstrip("."))
             detail = line.get("progressDetail") or {}
@@ -324,7 +346,7 @@ class _Container:
         except EngineAway as away:
             self._lose(away)
         except EngineRefused as error:
-            return self._vanished(error)
+            return self._vanished(str(error))
         return None
 
     def _attach(self, until: str) -> None:
@@ -366,11 +388,11 @@ class _Container:
         except EngineAway as away:
             self._lose(away)
         except EngineRefused as error:
-            return self._vanished(error)
+            return self._vanished(str(error))
         return self._ended
 
-    def _vanished(self, error: EngineRefused) -> End:
-        return End(137, failure=f"The container of executor {self._step.number} is gone: {error}.")
+    def _vanished(self, why: str) -> End:
+        return End(137, failure=f"The container of executor {self._step.number} is gone: {why}.")
 
     def _not_started(self, error: EngineRefused) -> None:
         state = self._engine.call("GET", f"/containers/{self._name}/json")["State"]
@@ -382,6 +404,8 @@ class _Container:
             self._ended = End(state["ExitCode"] or 1, failure=failure)
 
     def _end(self, state: Dict[str, Any]) -> End:
+        if state["Status"] in ("removing", "dead"):
+            return self._vanished("somebody removed it while it ran")
         if self.at_end is not None:
             self.at_end()
         code = int(state["ExitCode"])
@@ -450,7 +474,8 @@ def owner_of(found: Dict[str, str]) -> Owner:
 
 def bad_image(image: str) -> Optional[str]:
     """A sentence on an image whose name no engine would take, or None."""
-    if not image or image.startswith("-") or any(character.isspace() or character == "\0" for character in image):
+    odd = any(character.isspace() or character == "\0" for character in image)
+    if odd or image.startswith("-") or {"", ".", ".."} & set(image.split("/")):
         return f"The image {image!r} is not the name of an image."
     return None
 
@@ -468,17 +493,6 @@ def out_of_memory(limits: Limits, code: int) -> str:
 def _write(descriptor: int, data: memoryview) -> None:
     while data:
         data = data[os.write(descriptor, data) :]
-
-
-def _read_lines(answer: Answer, lines: queue.Queue[Optional[Dict[str, Any]]]) -> None:
-    try:
-        for line in iter(answer.readline, b""):
-            if line.strip():
-                lines.put(json.loads(line))
-    except (EngineAway, ValueError) as error:
-        lines.put({"error": f"the Docker engine broke off ({error})"})
-    lines.put(None)
-    answer.close()
 
 
 def _how_far(image: str, layers: Dict[str, Tuple[int, int]]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-from typing import IO, Any, Mapping, Optional, Sequence, Tuple, Union
+from typing import IO, Any, Callable, Mapping, Optional, Sequence, Tuple, Union
 from urllib.parse import quote, urlencode
 
 Query = Union[Mapping[str, str], Sequence[Tuple[str, str]], None]
@@ -44,13 +44,15 @@ class _Connection(http.client.HTTPConnection):
 class Answer:
     """An answer whose body comes when the engine has something to say."""
 
-    def __init__(self, connection: http.client.HTTPConnection, response: http.client.HTTPResponse) -> None:
+    def __init__(
+        self, connection: http.client.HTTPConnection, sock: socket.socket, response: http.client.HTTPResponse
+    ) -> None:
         self._connection = connection
+        self._socket = sock
         self._response = response
-        self.status = response.status
 
     def fileno(self) -> int:
-        return int(self._connection.sock.fileno())
+        return self._socket.fileno()
 
     def read(self) -> bytes:
         """The whole body. Raises EngineAway."""
@@ -72,20 +74,12 @@ class Answer:
 
     def patient(self) -> None:
         """Wait for what comes next as long as it takes."""
-        self._connection.sock.settimeout(None)
+        self._socket.settimeout(None)
 
     def taken_over(self) -> Tuple[socket.socket, bytes]:
         """After an answer 101: the connection as bytes in both directions, not blocking, and what came already."""
-        sock = self._connection.sock
-        sock.setblocking(False)
-        return sock, self._response.fp.peek()
-
-    def interrupt(self) -> None:
-        """Make a reader in another thread return."""
-        try:
-            self._connection.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
+        self._socket.setblocking(False)
+        return self._socket, self._response.fp.peek()
 
     def close(self) -> None:
         self._response.close()
@@ -120,8 +114,12 @@ class Engine:
         body: Any = None,
         query: Query = None,
         headers: Optional[Mapping[str, str]] = None,
+        asked: Optional[Callable[[socket.socket], None]] = None,
     ) -> Answer:
-        """The engine's answer, its body unread. Raises EngineAway, EngineRefused."""
+        """The engine's answer, its body unread. Raises EngineAway, EngineRefused.
+
+        `asked` is given the connection as soon as the request is sent: to shut it down makes whoever waits return.
+        """
         sent = dict(headers or {})
         if isinstance(body, dict):
             sent["Content-Type"] = "application/json"
@@ -129,9 +127,12 @@ class Engine:
         connection = _Connection(self.path)
         try:
             connection.request(method, quote(path) + ("?" + urlencode(query) if query else ""), body, sent)
+            sock = connection.sock
+            if asked is not None:
+                asked(sock)
             response = connection.getresponse()
-            answer = Answer(connection, response)
-            if response.status >= 400:
+            answer = Answer(connection, sock, response)
+            if response.status >= 300 and response.status != 304:
                 message = _message(response.read(1 << 20))
                 answer.close()
                 raise EngineRefused(response.status, message)
