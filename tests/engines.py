@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from tesapi.runner.runtimes.engine import Engine, EngineAway
 from tests.jobs import pid_alive, until
 
-IMAGES = ("alpine", "busybox")
+IMAGES = ("alpine", "busybox", "debian:bookworm")
 
 
 class Missing(Exception):
@@ -57,7 +57,9 @@ class DockerEngine:
 
     def import_image(self, name: str, *changes: str) -> None:
         """Make an image of busybox; `changes` are lines of a Dockerfile."""
-        query = [("fromSrc", "-"), ("repo", name), ("tag", "latest"), *(("changes", change) for change in changes)]
+        repository, _, tag = name.partition(":")
+        query = [("fromSrc", "-"), ("repo", repository), ("tag", tag or "latest")]
+        query += [("changes", change) for change in changes]
         self.engine.call("POST", "/images/create", busybox_archive(), query)
 
     def containers(self, label: str) -> list[str]:

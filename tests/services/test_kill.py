@@ -17,6 +17,8 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import RUNTIMES
+from tests.engines import DockerEngine
 from tests.jobs import processes_with, sandboxes, until
 from tests.services.server import SETTLED, Server
 
@@ -67,11 +69,22 @@ class Posted:
     document: dict[str, Any] = field(default_factory=dict)
 
 
-def _task(name: str, kind: str, seconds: float, port: int, storage: pathlib.Path) -> Posted:
+_SAY = {
+    "bubblewrap": ("bash", "exec 3<>/dev/tcp/127.0.0.1/{port}"),
+    # Of busybox; what has been said is to arrive before the container ends.
+    "docker": (
+        "sh",
+        "mkfifo /tmp/p; nc 127.0.0.1 {port} < /tmp/p & exec 3> /tmp/p; trap 'exec 3>&-; wait' EXIT",
+    ),
+}
+"""How a command opens a line to what counts: the shell, and its words."""
+
+
+def _task(name: str, kind: str, seconds: float, port: int, storage: pathlib.Path, runtime: str) -> Posted:
     def command(index: int, then: str) -> list[str]:
-        say = f"exec 3<>/dev/tcp/127.0.0.1/{port}"
-        text = f"{say}; echo {name}/{index}/begin >&3; sleep {seconds / 2:.2f}; {then}; echo {name}/{index}/end >&3"
-        return ["bash", "-c", text]
+        shell, say = _SAY[runtime]
+        begin, end = f"echo {name}/{index}/begin >&3", f"echo {name}/{index}/end >&3"
+        return [shell, "-c", f"{say.format(port=port)}; {begin}; sleep {seconds / 2:.2f}; {then}; {end}"]
 
     first, second = "cat /in/a /in/b > /vol/both", "cat /vol/both > /out/o"
     expected, run = "COMPLETE", 2
@@ -99,7 +112,8 @@ def _task(name: str, kind: str, seconds: float, port: int, storage: pathlib.Path
 class Poster:
     """Posts tasks, each under a name of its own, whatever becomes of the server meanwhile."""
 
-    def __init__(self, server: Server, counting: Counting, chance: random.Random) -> None:
+    def __init__(self, server: Server, counting: Counting, chance: random.Random, runtime: str) -> None:
+        self.runtime = runtime
         self.posted: dict[str, Posted] = {}
         self.server = server
         self.counting = counting
@@ -119,7 +133,7 @@ class Poster:
         name = f"task-{len(self.posted)}"
         kind = self.chance.choice(["runs", "runs", "runs", "runs", "fails", "forgets", "is canceled"])
         seconds = self.chance.choice([0.0, 0.1, 0.3, 1.0, 2.0])
-        task = self.posted[name] = _task(name, kind, seconds, self.counting.port, self.storage)
+        task = self.posted[name] = _task(name, kind, seconds, self.counting.port, self.storage, self.runtime)
         with contextlib.suppress(httpx.TransportError):
             task.task_id = self.server.post(task.document)
             if kind == "is canceled":
@@ -128,14 +142,35 @@ class Poster:
                 self.server.cancel(task.task_id)
 
 
+@pytest.fixture
+def on_bubblewrap(tmp_path: pathlib.Path, bubblewrap: Mapping[str, object]) -> Server:
+    return Server(tmp_path, LOCAL__CPU_CORES=8, LOCAL__MAX_JOBS=8)
+
+
+@pytest.fixture
+def on_docker(tmp_path: pathlib.Path, docker_engine: DockerEngine) -> Iterator[Server]:
+    yield Server(
+        tmp_path,
+        LOCAL__CPU_CORES=8,
+        LOCAL__MAX_JOBS=8,
+        RUNTIME__KIND="docker",
+        RUNTIME__DOCKER__HOST=f"unix://{docker_engine.socket}",
+        RUNTIME__NETWORK="host",
+        RUNTIME__PULL="never",
+    )
+    assert docker_engine.containers("tesapi.job") == []
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(300 + 10 * SIZE)
+@pytest.mark.parametrize("runtime", [name for name in _SAY if name in RUNTIMES])
 def test_the_service_is_killed_again_and_again(
-    tmp_path: pathlib.Path, bubblewrap: Mapping[str, object], counting: Counting
+    tmp_path: pathlib.Path, request: pytest.FixtureRequest, counting: Counting, runtime: str
 ) -> None:
     chance = random.Random(SEED)
-    with Server(tmp_path, LOCAL__CPU_CORES=8, LOCAL__MAX_JOBS=8) as server:
-        poster = Poster(server, counting, chance)
+    server: Server = request.getfixturevalue(f"on_{runtime}")
+    with server:
+        poster = Poster(server, counting, chance, runtime)
         for kill in range(KILLS):
             while poster.acknowledged < SIZE * (kill + 1) // (KILLS + 1):
                 poster.post()
@@ -165,7 +200,8 @@ def test_the_service_is_killed_again_and_again(
     job_ids = [log["metadata"]["job_id"] for task in tasks.values() for log in task["logs"] if "metadata" in log]
     assert job_ids
     assert [job_id for job_id in job_ids if sandboxes(job_id)] == []
-    print(f"\nkill suite: seed {SEED}, {KILLS} kills, {len(poster.posted)} tasks posted, {len(tasks)} stored,", end=" ")
+    print(f"\nkill suite on {runtime}: seed {SEED}, {KILLS} kills, {len(poster.posted)} tasks posted,", end=" ")
+    print(f"{len(tasks)} stored,", end=" ")
     print(f"{poster.acknowledged} acknowledged")
     print(f"states: {dict(Counter(task['state'] for task in tasks.values()))}")
 
