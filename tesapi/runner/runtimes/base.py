@@ -11,6 +11,7 @@ from ..mounts import Mount
 RUNTIMES = {
     "bubblewrap": "bubblewrap:Bubblewrap",
     "docker": "docker:Docker",
+    "podman": "podman:Podman",
 }
 """Kind -> module and class beside this one."""
 

@@ -21,7 +21,7 @@ from ..mounts import Mount, Namespace, follow_links, is_within
 from ..processes import boot_id, start_time
 from ..report import tail
 from .base import Check, End, Note, Room
-from .process import ProcessContainer, spawn
+from .process import ProcessContainer, spawn, unnamed
 
 HOST = "host"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -109,7 +109,7 @@ class Bubblewrap:
         said = bytearray()
 
         def start() -> subprocess.Popen[bytes]:
-            given = _unnamed(os.path.join(room.scratch, "arguments"), arguments)
+            given = unnamed(os.path.join(room.scratch, "arguments"), arguments)
             gate = _gate(os.path.join(room.scratch, "gate"))
             inherited = {ARGUMENTS_FD: given, STATUS_FD: status_writer, GATE_FD: gate}
             try:
@@ -227,17 +227,6 @@ def _read_status(status: int, said: bytearray) -> None:
             said += data
     except BlockingIOError:
         return
-
-
-def _unnamed(path: str, data: bytes) -> int:
-    """A descriptor that reads `data`, and that nothing else leads to."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.unlink(path)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def _sweep(marks: List[str]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -51,3 +52,14 @@ class ProcessContainer:
         if self._process is None or self._process.poll() is None:
             return None
         return self._read_end(self._process.returncode)
+
+
+def unnamed(path: str, data: bytes) -> int:
+    """A descriptor that reads `data`, and that nothing else leads to."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(path)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
