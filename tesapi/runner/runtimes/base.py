@@ -9,6 +9,7 @@ from ..job import Limits, Owner, Refused, Step
 from ..mounts import Mount
 
 RUNTIMES = {
+    "apptainer": "apptainer:Apptainer",
     "bubblewrap": "bubblewrap:Bubblewrap",
     "docker": "docker:Docker",
     "podman": "podman:Podman",

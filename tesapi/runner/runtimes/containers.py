@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
-from typing import Dict, List, Optional
+from typing import Dict, List, Optional, Sequence
 
 from ..job import Limits, Owner
 from ..mounts import Mount
@@ -50,3 +52,10 @@ def with_tmp(room: Room) -> List[Mount]:
         os.chmod(private, 0o1777)  # noqa: S103 - as every /tmp; around it lies a folder of the runner's
         mounts.append(Mount(private, _TMP, True))
     return mounts
+
+
+def comma_separated(fields: Sequence[str]) -> str:
+    """The value of an option --mount, whatever its fields hold: such options are read as a line of CSV."""
+    line = io.StringIO()
+    csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="").writerow(fields)
+    return line.getvalue()

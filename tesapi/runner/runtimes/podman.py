@@ -6,8 +6,6 @@ on when the podman that started it dies: what follows it is only attached to it.
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import re
@@ -23,7 +21,7 @@ from ..mounts import Namespace, is_within, normal
 from ..report import tail
 from . import top
 from .base import Check, End, Note, Room
-from .containers import bad_image, labels, out_of_memory, owner_of, with_tmp
+from .containers import bad_image, comma_separated, labels, out_of_memory, owner_of, with_tmp
 from .node import Progress, alone
 from .process import ProcessContainer, spawn, unnamed
 
@@ -213,7 +211,7 @@ class Podman:
             if "\r\n" in mount.source + mount.target:
                 raise Refused(f"Podman cannot mount at {mount.target!r}: it would take the line's end for another one.")
             fields = ["type=bind", f"source={mount.source}", f"target={mount.target}"]
-            arguments += ["--mount", _comma_separated([*fields, *([] if mount.writable else ["readonly=true"])])]
+            arguments += ["--mount", comma_separated([*fields, *([] if mount.writable else ["readonly=true"])])]
         arguments += ["--env-file", f"/proc/self/fd/{_ENVIRONMENT_FD}"]
         for variable in variables:
             arguments += ["--env", variable]
@@ -422,12 +420,6 @@ def _split_environment(env: Dict[str, str], own: Dict[str, str]) -> Tuple[bytes,
         else:
             named[name] = value
     return b"".join(lines), named
-
-
-def _comma_separated(fields: Sequence[str]) -> str:
-    line = io.StringIO()
-    csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="").writerow(fields)
-    return line.getvalue()
 
 
 def _not_started(step: Step, returncode: int, stderr_tail: str) -> End:

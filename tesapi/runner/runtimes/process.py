@@ -11,9 +11,13 @@ from .base import End, Room
 
 
 def spawn(
-    argv: List[str], room: Room, environment: Dict[str, str], inherited: Sequence[int] = ()
+    argv: List[str],
+    room: Room,
+    environment: Dict[str, str],
+    inherited: Sequence[int] = (),
+    before_exec: Optional[Callable[[], None]] = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` on the step's streams. Raises Refused.
+    """Start `argv` on the step's streams, and in the child call `before_exec` first. Raises Refused.
 
     It is started by the main thread: a sandbox that dies with its parent dies with the *thread* that started it.
     """
@@ -26,9 +30,11 @@ def spawn(
             cwd="/",
             env=environment,
             pass_fds=inherited,
+            preexec_fn=before_exec,  # safe, since the runner has no threads while it starts a step
         )
-    except OSError as error:
-        raise Refused(f"{argv[0]} cannot be started: {error.strerror}.") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise Refused(f"{argv[0]} cannot be started: {why}.") from error
 
 
 class ProcessContainer:
