@@ -63,10 +63,10 @@ def test_a_command_is_run_in_a_container_that_shares_nothing(place: JobPlace, tm
     room = _room(scratch, Mount("/job/in", f"/{odd}", False), Mount("/job/vol", "/vol", True))
     argv, environment = runtime.command(_step("sh", "-c", "echo $HOME", env={"A": "x\n$(id)"}, workdir="/work"), room)
     assert argv[argv.index("--mount") :] == [
-        *("--mount", '"type=bind","source=/job/in","destination=/source=/a,b:""c","ro"'),
-        *("--mount", '"type=bind","source=/job/vol","destination=/vol"'),
-        *("--mount", f'"type=bind","source={scratch}/tmp","destination=/tmp"'),
-        *("--mount", f'"type=bind","source={scratch}/var-tmp","destination=/var/tmp"'),
+        *("--mount", 'type=bind,source=/job/in,"destination=/source=/a,b:""c",ro'),
+        *("--mount", "type=bind,source=/job/vol,destination=/vol"),
+        *("--mount", f"type=bind,source={scratch}/tmp,destination=/tmp"),
+        *("--mount", f"type=bind,source={scratch}/var-tmp,destination=/var/tmp"),
         *("--pwd", "/work", runtime.file_of("alpine:3"), "sh", "-c", "echo $HOME"),
     ]
     flags = argv[1 : argv.index("--mount")]

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
+import json
 import os
 import pathlib
+import re
+import shutil
 import signal
+import socket
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,9 +18,11 @@ import pytest
 
 from tesapi.runner.job import Limits
 from tesapi.runner.runtimes.podman import Podman, full_name
+from tests.conftest import missing
 from tests.engines import Missing
-from tests.jobs import JobPlace, only, outcome, processes_with, script, step, until
+from tests.jobs import JobPlace, only, outcome, pid_alive, processes_with, script, step, until
 from tests.podman import import_busybox, podman, podman_settings
+from tests.runner.test_docker import Registry
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +30,8 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any
     try:
         with podman_settings(tmp_path_factory.mktemp("podman")) as found:
             yield found
-    except Missing as missing:
-        if os.environ.get("CI"):
-            pytest.fail(str(missing))
-        pytest.skip(str(missing))
+    except Missing as why:
+        missing(str(why))
 
 
 @pytest.fixture
@@ -253,3 +259,61 @@ def test_without_root_only_what_is_delegated_is_enforced(place: JobPlace) -> Non
 def test_a_name_that_is_none_for_a_variable_is_refused(place: JobPlace, name: str) -> None:
     sentence = f"Podman cannot set the environment variable {name!r}."
     assert outcome(place.run(step("true", env={name: "x"}))) == ("system_error", sentence)
+
+
+def test_an_image_is_pulled_with_what_podman_login_left_and_once(
+    place: JobPlace, settings: dict[str, Any], tmp_path: pathlib.Path
+) -> None:
+    if shutil.which("docker-registry") is None:
+        missing("needs a registry (apt-get install docker-registry)")
+    folder = tmp_path / "registry"
+    folder.mkdir()
+    # The password is "secret", hashed by bcrypt.
+    users = "me:$2b$05$abcdefghijklmnopqrstuuOQiyCxlgf/oeuTqixKmWdcYUh4Hjl0a\n"
+    with Registry(folder, users=users) as registry:
+        image = f"{registry.host}/one/two:1"
+        conf, auth = tmp_path / "registries.conf", tmp_path / "auth.json"
+        conf.write_text(f'[[registry]]\nlocation = "{registry.host}"\ninsecure = true\n', "ascii")
+        login = base64.b64encode(b"me:secret").decode("ascii")
+        auth.write_text(json.dumps({"auths": {registry.host: {"auth": login}}}), "ascii")
+        own = {**settings["environment"], "CONTAINERS_REGISTRIES_CONF": str(conf)}
+        known = {**own, "REGISTRY_AUTH_FILE": str(auth)}
+        podman({**settings, "environment": known}, "push", "alpine", f"docker://{image}")
+        kind, reason = outcome(JobPlace(tmp_path, {**settings, "environment": own}).run(step("true", image=image)))
+        assert kind == "system_error"
+        assert str(reason).startswith(f"The image {image} cannot be pulled: ")
+        place.runtime = {**settings, "environment": known}
+        events = place.run(step("true", image=image))
+        assert outcome(events) == ("complete", None)
+        used = only(events, "executor_started")[0]["image_used"]
+        assert re.fullmatch(re.escape(image) + r" \(sha256:[0-9a-f]{64}, podman\)", used)
+    # The registry is gone, and not missed.
+    events = JobPlace(tmp_path, place.runtime).run(step("true", image=image))
+    assert outcome(events) == ("complete", None)
+
+
+def test_a_job_is_canceled_while_it_pulls(place: JobPlace) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        image = f"127.0.0.1:{silent.getsockname()[1]}/x"
+        place.write(step("true", image=image))
+        with place.start() as runner:
+            connection, _ = silent.accept()
+            place.cancelled_file.touch()
+            runner.communicate(timeout=20)
+        connection.close()
+    assert outcome(place.report()) == ("canceled", None)
+    assert [pid for pid in processes_with(image) if pid_alive(pid)] == []
+
+
+def test_a_podman_that_is_killed_takes_its_container_with_it(place: JobPlace, settings: dict[str, Any]) -> None:
+    place.write(step("sleep", "600"))
+    with place.start() as runner:
+        until(lambda: _running(settings), "the container")
+        for pid in processes_with(f"tesapi-{place.job_id}-0"):
+            with contextlib.suppress(ProcessLookupError):
+                if b"--attach" in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes():
+                    os.kill(pid, signal.SIGKILL)
+        runner.communicate(timeout=30)
+    sentence = "podman ended with -9 while the container of executor 0 ran."
+    assert outcome(place.report()) == ("system_error", sentence)
+    assert _containers(settings) == []

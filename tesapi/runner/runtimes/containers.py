@@ -57,5 +57,5 @@ def with_tmp(room: Room) -> List[Mount]:
 def comma_separated(fields: Sequence[str]) -> str:
     """The value of an option --mount, whatever its fields hold: such options are read as a line of CSV."""
     line = io.StringIO()
-    csv.writer(line, quoting=csv.QUOTE_ALL, lineterminator="").writerow(fields)
-    return line.getvalue()
+    csv.writer(line).writerow(fields)
+    return line.getvalue()[: -len("\r\n")]

@@ -27,6 +27,7 @@ from .process import ProcessContainer, spawn, unnamed
 
 _LOOK_S = 0.1
 _ANSWER_S = 120.0
+_GRACE_S = 5.0
 _SWEEP_S = 0.05
 _SLOWEST_SWEEP_S = 5.0
 _CREATION_S = 20.0
@@ -125,7 +126,7 @@ class Podman:
             try:
                 left = self._call(["ps", "--all", "--no-trunc", *self._filter("job", self._owner.job_id)]).split()
                 if left:
-                    self._call(["rm", "--force", "--volumes", "--time", "0", *left])
+                    self._call(["rm", "--force", "--volumes", *left])
                 elif not creators:
                     return
             except (_Failed, Refused) as failed:
@@ -187,7 +188,7 @@ class Podman:
     def _arguments(self, name: str, step: Step, room: Room, variables: Sequence[str]) -> List[str]:
         settings, limits = self._settings, room.limits
         arguments = ["create", "--name", name, "--pull", "never", "--log-driver", "none", "--http-proxy=false"]
-        arguments += ["--cap-drop", "all", "--no-healthcheck", "--systemd", "false"]
+        arguments += ["--cap-drop", "all", "--no-healthcheck", "--systemd", "false", "--stop-timeout", "0"]
         # SELinux would deny the mounts; their files are private copies.
         arguments += ["--security-opt", "no-new-privileges", "--security-opt", "label=disable"]
         for key, value in labels(self._owner).items():
@@ -360,8 +361,7 @@ class Podman:
                         raise _Failed(f"podman {arguments[0]} did not end within {_ANSWER_S:.0f} seconds", None)
             finally:
                 if process.returncode is None:
-                    process.kill()
-                    process.wait()
+                    _end_call(process)
             said = _sentences(os.pread(err.fileno(), 1 << 20, 0))
             if process.returncode != 0:
                 raise _Failed(_last(said) or f"podman ended with {process.returncode}", process.returncode)
@@ -396,6 +396,16 @@ def _runs(process: subprocess.Popen[bytes]) -> bool:
     except subprocess.TimeoutExpired:
         return True
     return False
+
+
+def _end_call(process: subprocess.Popen[bytes]) -> None:
+    """End a podman that does something; asked kindly it leaves nothing half made."""
+    process.terminate()
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _kill(pid: int) -> None:
