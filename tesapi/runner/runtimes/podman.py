@@ -31,7 +31,6 @@ _GRACE_S = 5.0
 _SWEEP_S = 0.05
 _SLOWEST_SWEEP_S = 5.0
 _CREATION_S = 20.0
-_ENVIRONMENT_FD = 22
 _LONGEST_LINE = 60_000  # podman's reader gives up at 64 KiB
 _MAX_MESSAGE = 1000
 _KILLED = 137
@@ -175,13 +174,14 @@ class Podman:
         lines, named = _split_environment(step.env, self._settings["environment"])
         descriptor = unnamed(os.path.join(room.scratch, "environment"), lines)
         try:
-            os.dup2(descriptor, _ENVIRONMENT_FD)
-            arguments = self._arguments(name, step, room, sorted(named))
+            variables = ["--env-file", f"/proc/self/fd/{descriptor}"]
+            for variable in named:
+                variables += ["--env", variable]
+            arguments = self._arguments(name, step, room, variables)
             # Only what podman passes on by its name stands in its own environment.
-            said = self._call(arguments, room.check, extra=named, inherited=(_ENVIRONMENT_FD,), warnings=True)
+            said = self._call(arguments, room.check, extra=named, inherited=(descriptor,), warnings=True)
         finally:
             os.close(descriptor)
-            os.close(_ENVIRONMENT_FD)
         for warning in said.splitlines()[-3:]:
             self._note(f"Podman: {warning}")
 
@@ -213,9 +213,7 @@ class Podman:
                 raise Refused(f"Podman cannot mount at {mount.target!r}: it would take the line's end for another one.")
             fields = ["type=bind", f"source={mount.source}", f"target={mount.target}"]
             arguments += ["--mount", comma_separated([*fields, *([] if mount.writable else ["readonly=true"])])]
-        arguments += ["--env-file", f"/proc/self/fd/{_ENVIRONMENT_FD}"]
-        for variable in variables:
-            arguments += ["--env", variable]
+        arguments += variables
         if room.has_stdin:
             arguments += ["--interactive"]
         if step.workdir:
