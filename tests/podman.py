@@ -36,7 +36,7 @@ def podman_settings(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
     settings = _settings(folder)
     try:
         for image in IMAGES:
-            import_busybox(settings, f"{image}:latest")
+            import_busybox(settings, image if ":" in image else f"{image}:latest")
         import_busybox(settings, "with-user:latest", "USER 1234:1234")
         import_busybox(settings, "with-entrypoint:latest", 'ENTRYPOINT ["/bin/echo", "entry"]', 'CMD ["cmd"]')
         yield settings

@@ -55,10 +55,10 @@ class Apptainer:
     def unsupported(self, image: str) -> Optional[str]:
         if image.startswith("/"):
             return self._bad_file(image)
-        scheme, colon, _ = image.partition("://")
+        scheme, colon, name = image.partition("://")
         if colon and scheme not in _SCHEMES:
-            return f"The image {image} has to be at one of {', '.join(name + '://' for name in _SCHEMES)}."
-        return bad_image(image)
+            return f"The image {image} has to be at one of {', '.join(known + '://' for known in _SCHEMES)}."
+        return bad_image(name if colon else image) and f"The image {image!r} is not the name of an image."
 
     def unenforced(self, limits: Limits) -> List[str]:
         why = "is not enforced here: apptainer may not set limits for"
