@@ -9,8 +9,10 @@ from ..job import Limits, Owner, Refused, Step
 from ..mounts import Mount
 
 RUNTIMES = {
+    "apptainer": "apptainer:Apptainer",
     "bubblewrap": "bubblewrap:Bubblewrap",
     "docker": "docker:Docker",
+    "podman": "podman:Podman",
 }
 """Kind -> module and class beside this one."""
 

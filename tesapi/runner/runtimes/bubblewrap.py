@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import json
 import os
 import posixpath
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -20,8 +22,10 @@ from ..job import Limits, Owner, Refused, Step
 from ..mounts import Mount, Namespace, follow_links, is_within
 from ..processes import boot_id, start_time
 from ..report import tail
+from . import cgroups
 from .base import Check, End, Note, Room
-from .process import ProcessContainer, spawn
+from .containers import out_of_memory
+from .process import ProcessContainer, spawn, unnamed
 
 HOST = "host"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -58,7 +62,9 @@ _BEGIN_S = 60.0
 
 
 class Bubblewrap:
-    """`settings` are `{"program": path of bwrap, "images": [[pattern, "host" or a directory], ...]}`."""
+    """`settings` are `program` (path of bwrap), `images` (`[[pattern, "host" or a directory], ...]`), `pids_limit`,
+    `network` (`none`, or this machine's).
+    """
 
     foreign_users = False
 
@@ -68,6 +74,10 @@ class Bubblewrap:
         self._hostname = owner.job_id[:64]
         self._boxes = os.path.join(os.path.dirname(owner.lock), "boxes")
         self._network = settings.get("network", "default")
+        self._pids_limit = int(settings.get("pids_limit") or 0)
+        self._group = f"tesapi-{owner.job_id}"
+        self._groups = os.path.join(os.path.dirname(owner.lock), "cgroups")
+        self._note = note
 
     def unsupported(self, image: str) -> Optional[str]:
         root = self._root_of(image)
@@ -82,7 +92,16 @@ class Bubblewrap:
         return None
 
     def unenforced(self, limits: Limits) -> List[str]:
-        return []
+        found = cgroups.places()
+        why = "is not enforced here: the runner may not make a cgroup for"
+        sentences = []
+        if limits.ram_gb and "memory" not in found:
+            sentences.append(f"resources.ram_gb {why} memory.")
+        if limits.cpu_cores and "cpu" not in found:
+            sentences.append(f"resources.cpu_cores {why} CPUs.")
+        if limits.disk_gb:
+            sentences.append("resources.disk_gb is not enforced here: bubblewrap cannot limit a sandbox's disk.")
+        return sentences
 
     def pull(self, image: str, check: Check) -> None:
         return
@@ -94,6 +113,11 @@ class Bubblewrap:
         for pid, started in self._known_boxes():
             _end_box(pid, started)
         _sweep(self._marks())
+        for group in _lines(self._groups):
+            if not cgroups.remove(group):
+                self._note(f"The cgroup {group} cannot be removed.")
+        if os.path.exists(self._groups):
+            os.unlink(self._groups)
 
     def container(self, step: Step, room: Room) -> ProcessContainer:
         mapped = self._root_of(step.image)
@@ -107,9 +131,10 @@ class Bubblewrap:
         status, status_writer = os.pipe()
         os.set_blocking(status, False)
         said = bytearray()
+        group = self._made_group(room.limits)
 
         def start() -> subprocess.Popen[bytes]:
-            given = _unnamed(os.path.join(room.scratch, "arguments"), arguments)
+            given = unnamed(os.path.join(room.scratch, "arguments"), arguments)
             gate = _gate(os.path.join(room.scratch, "gate"))
             inherited = {ARGUMENTS_FD: given, STATUS_FD: status_writer, GATE_FD: gate}
             try:
@@ -122,6 +147,7 @@ class Bubblewrap:
             pid = _first_pid(process, status, said)
             if pid is not None:
                 self._note_box(pid)
+                self._limit(pid, group)
             os.write(gate, b"!")
             os.close(gate)
             return process
@@ -129,9 +155,42 @@ class Bubblewrap:
         def read_end(returncode: int) -> End:
             _read_status(status, said)
             os.close(status)
-            return _end(returncode, bytes(said), tail(room.stderr, 4096))
+            end = _end(returncode, bytes(said), tail(room.stderr, 4096))
+            if group is not None and group.ran_out_of_memory():
+                return End(end.exit_code, reason=out_of_memory(room.limits, end.exit_code))
+            return end
 
         return ProcessContainer(f"{step.image} is {image.description} (bubblewrap)", start, read_end)
+
+    def _made_group(self, limits: Limits) -> Optional[cgroups.Group]:
+        """The cgroup with the limits of a step; None where there is nothing to limit, or no way to."""
+        names = cgroups.wanted(limits, self._pids_limit)
+        found = {name: place for name, place in cgroups.places().items() if name in names}
+        if not found:
+            return None
+        group = cgroups.Group(found, self._group)
+        # Noted before it is there, so that whoever ends the job removes it.
+        with open(self._groups, "w", encoding="utf-8", errors="surrogateescape") as file:
+            file.writelines(directory + "\n" for directory in group.directories)
+        try:
+            group.make(limits, self._pids_limit)
+        except OSError as error:
+            self._note(f"The job's limits are not enforced here: {error.strerror} ({error.filename}).")
+            return None
+        return group
+
+    def _limit(self, pid: int, group: Optional[cgroups.Group]) -> None:
+        """Set the limits of a sandbox that has not begun."""
+        if group is not None:
+            try:
+                group.add(pid)
+            except OSError as error:
+                self._note(f"The job's limits are not enforced here: {error.strerror} ({error.filename}).")
+        # Before Linux 5.14 this would count all processes of the user. For root it has no effect.
+        if self._pids_limit and _kernel() >= (5, 14):
+            with contextlib.suppress(OSError):
+                most = min(self._pids_limit, *(x for x in resource.prlimit(pid, resource.RLIMIT_NPROC) if x >= 0))
+                resource.prlimit(pid, resource.RLIMIT_NPROC, (most, most))
 
     def _note_box(self, pid: int) -> None:
         """Note the first process of a sandbox before anything of the task runs in it, for whoever has to end it.
@@ -143,11 +202,7 @@ class Bubblewrap:
             file.write(f"{pid} {started} {boot_id()}\n")
 
     def _known_boxes(self) -> List[Tuple[int, int]]:
-        try:
-            with open(self._boxes, encoding="ascii") as file:
-                lines = [line.split() for line in file]
-        except FileNotFoundError:
-            return []
+        lines = [line.split() for line in _lines(self._boxes)]
         return [(int(line[0]), int(line[1])) for line in lines if len(line) == 3 and line[2] == boot_id()]
 
     def _arguments(self, step: Step, room: Room, image: Union[_HostImage, _DirectoryImage]) -> List[str]:
@@ -180,6 +235,18 @@ class Bubblewrap:
             if fnmatch.fnmatchcase(name, short) or fnmatch.fnmatchcase(_repository(name), short):
                 return root
         return None
+
+
+def _lines(path: str) -> List[str]:
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as file:
+            return file.read().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _kernel() -> Tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"[0-9]+", os.uname().release)[:2])
 
 
 def _end(returncode: int, status: bytes, stderr_tail: str) -> End:
@@ -227,17 +294,6 @@ def _read_status(status: int, said: bytearray) -> None:
             said += data
     except BlockingIOError:
         return
-
-
-def _unnamed(path: str, data: bytes) -> int:
-    """A descriptor that reads `data`, and that nothing else leads to."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    os.unlink(path)
-    view = memoryview(data)
-    while view:
-        view = view[os.write(descriptor, view) :]
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    return descriptor
 
 
 def _sweep(marks: List[str]) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar, Union
 from ..job import Limits, Owner, Refused, Step
 from . import top
 from .base import Check, End, Note, Room
+from .containers import bad_image, labels, out_of_memory, owner_of, with_tmp
 from .engine import Answer, Engine, EngineAway, EngineRefused
 from .node import Progress, alone
 
@@ -38,7 +39,6 @@ _BYTES_A_POLL = 4 << 20
 _CHUNK = 256 << 10
 _LEAST_MEMORY = 6 << 20  # Docker refuses less
 _NOT_REACHED = (126, 127)
-_LABELS = ("store", "task", "job", "lock", "place")  # in the order of Owner
 _AUTH_SERVER = "https://index.docker.io/v1/"  # how Docker's own registry stands in config.json
 
 
@@ -145,8 +145,7 @@ class Docker:
         host: Dict[str, Any] = {
             "Mounts": [
                 {"Type": "bind", "Source": mount.source, "Target": mount.target, "ReadOnly": not mount.writable}
-                for mount in room.mounts
-                if mount.target != "/"
+                for mount in with_tmp(room)
             ],
             "NetworkMode": settings["network"],
             "LogConfig": {"Type": "none"},
@@ -157,11 +156,6 @@ class Docker:
             "PidsLimit": settings["pids_limit"],
             "Init": settings["init"],
         }
-        if not any(mount.target == "/tmp" for mount in room.mounts):  # noqa: S108
-            private = os.path.join(room.scratch, "tmp")
-            os.mkdir(private)
-            os.chmod(private, 0o1777)  # noqa: S103 - as every /tmp; around it lies a folder of the runner's
-            host["Mounts"].append({"Type": "bind", "Source": private, "Target": "/tmp"})  # noqa: S108
         if limits.cpu_cores:
             host["NanoCpus"] = min(limits.cpu_cores, os.cpu_count() or limits.cpu_cores) * 10**9
         if limits.ram_gb:
@@ -460,34 +454,6 @@ class _Container:
                 )
             position += 8 + size
         del self._received[:position]
-
-
-def labels(owner: Owner) -> Dict[str, str]:
-    """How a container tells whose it is."""
-    return {f"tesapi.{name}": value for name, value in zip(_LABELS, owner)}
-
-
-def owner_of(found: Dict[str, str]) -> Owner:
-    """The opposite of `labels`."""
-    return Owner(*(found.get(f"tesapi.{field}", "") for field in _LABELS))
-
-
-def bad_image(image: str) -> Optional[str]:
-    """A sentence on an image whose name no engine would take, or None."""
-    odd = any(character.isspace() or character == "\0" for character in image)
-    if odd or image.startswith("-") or {"", ".", ".."} & set(image.split("/")):
-        return f"The image {image!r} is not the name of an image."
-    return None
-
-
-def out_of_memory(limits: Limits, code: int) -> str:
-    """The sentence on a step of which something was killed because memory ran out."""
-    limit = f"the limit of {limits.ram_gb:g} GB (resources.ram_gb)" if limits.ram_gb else "this machine's memory"
-    return (
-        f"it ran out of memory; {limit} was used up."
-        if code
-        else f"a process of it ran out of memory; {limit} was used up."
-    )
 
 
 def _write(descriptor: int, data: memoryview) -> None:

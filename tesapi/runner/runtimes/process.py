@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from typing import Callable, Dict, List, Optional, Sequence, Tuple
 
@@ -10,9 +11,13 @@ from .base import End, Room
 
 
 def spawn(
-    argv: List[str], room: Room, environment: Dict[str, str], inherited: Sequence[int] = ()
+    argv: List[str],
+    room: Room,
+    environment: Dict[str, str],
+    inherited: Sequence[int] = (),
+    before_exec: Optional[Callable[[], None]] = None,
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` on the step's streams. Raises Refused.
+    """Start `argv` on the step's streams, and in the child call `before_exec` first. Raises Refused.
 
     It is started by the main thread: a sandbox that dies with its parent dies with the *thread* that started it.
     """
@@ -25,9 +30,11 @@ def spawn(
             cwd="/",
             env=environment,
             pass_fds=inherited,
+            preexec_fn=before_exec,  # safe, since the runner has no threads while it starts a step
         )
-    except OSError as error:
-        raise Refused(f"{argv[0]} cannot be started: {error.strerror}.") from error
+    except (OSError, subprocess.SubprocessError) as error:
+        why = error.strerror if isinstance(error, OSError) else str(error).rstrip(".")
+        raise Refused(f"{argv[0]} cannot be started: {why}.") from error
 
 
 class ProcessContainer:
@@ -51,3 +58,14 @@ class ProcessContainer:
         if self._process is None or self._process.poll() is None:
             return None
         return self._read_end(self._process.returncode)
+
+
+def unnamed(path: str, data: bytes) -> int:
+    """A descriptor that reads `data`, and that nothing else leads to."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    os.unlink(path)
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return descriptor
