@@ -124,6 +124,7 @@ def _probe(settings: Settings, directory: Path) -> RuntimeProbe:
         pull=runtime.pull,
         docker_host=runtime.docker.host or os.environ.get("DOCKER_HOST", ""),
         images=list(images.items()),
+        scratch=str(settings.server.data_dir),
     )
     return RuntimeProbe(directory, options)
 

@@ -47,8 +47,6 @@ _NOT_BUILT = {
     "oauth.*": "OpenID Connect",
     "storage.http.deny_networks": "denying networks to http:// inputs",
     "storage.s3.*": "S3 storage",
-    "runtime.kind=podman": "the runtime podman",
-    "runtime.kind=apptainer": "the runtime apptainer",
 }
 _OFF: tuple[object, ...] = (None, False, "", [])
 _CONTAINER_TYPES = {"docker": "docker", "singularity": "apptainer"}

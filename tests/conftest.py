@@ -13,8 +13,9 @@ from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
 from tests import engines
 from tests.engines import DockerEngine
 from tests.jobs import JobPlace
+from tests.podman import podman_settings
 
-RUNTIMES = tuple(os.environ.get("TESAPI_TEST_RUNTIMES", "bubblewrap docker").split())
+RUNTIMES = tuple(os.environ.get("TESAPI_TEST_RUNTIMES", "bubblewrap docker podman").split())
 """What the suites run on; a part of it where an engine cannot be had and is not to be missed."""
 
 
@@ -34,8 +35,18 @@ def docker_engine() -> Iterator[DockerEngine]:
     try:
         with engines.docker() as engine:
             yield engine
-    except engines.Missing as missing:
-        missing(str(missing))
+    except engines.Missing as why:
+        missing(str(why))
+
+
+@pytest.fixture(scope="session")
+def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, object]]:
+    """What a job's document says of a podman of the tests' own."""
+    try:
+        with podman_settings(tmp_path_factory.mktemp("podman")) as found:
+            yield found
+    except engines.Missing as why:
+        missing(str(why))
 
 
 @pytest.fixture(params=RUNTIMES)
@@ -44,6 +55,9 @@ def runtime(request: pytest.FixtureRequest) -> Mapping[str, object]:
     if request.param == "bubblewrap":
         found: Mapping[str, object] = request.getfixturevalue("bubblewrap")
         return found
+    if request.param == "podman":
+        podman: Mapping[str, object] = request.getfixturevalue("podman")
+        return podman
     engine: DockerEngine = request.getfixturevalue("docker_engine")
     return engine.settings()
 

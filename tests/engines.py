@@ -13,7 +13,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 
-from tesapi.runner.runtimes.engine import Engine, EngineAway
+from tesapi.runner.runtimes.engine import Engine, EngineAway, EngineRefused
 from tests.jobs import pid_alive, until
 
 IMAGES = ("alpine", "busybox", "debian:bookworm")
@@ -50,7 +50,7 @@ class DockerEngine:
 
     def stop(self) -> None:
         """Stop the engine and all its containers."""
-        with contextlib.suppress(EngineAway):
+        with contextlib.suppress(EngineAway, EngineRefused):
             for container in self.engine.call("GET", "/containers/json", None, {"all": "1"}):
                 self.engine.call("DELETE", f"/containers/{container['Id']}", None, {"force": "1"})
         self._ended("terminate")

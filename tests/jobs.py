@@ -149,6 +149,13 @@ class JobPlace:
         """Whatever there is of the job's containers: processes, or ids that its engine knows."""
         if self.runtime["kind"] == "bubblewrap":
             return [pid for pid in sandboxes(self.job_id) if pid_alive(pid)]
+        label = f"label=tesapi.job={self.job_id}"
+        if self.runtime["kind"] == "podman":
+            runtime: Any = self.runtime
+            command = [runtime["program"], *runtime["options"], "ps", "-a", "-q", "--filter", label]
+            return subprocess.run(
+                command, env=runtime["environment"], stdout=subprocess.PIPE, check=True
+            ).stdout.split()
         query = {"all": "1", "filters": json.dumps({"label": [f"tesapi.job={self.job_id}"]})}
         found = Engine(str(self.runtime["socket"])).call("GET", "/containers/json", None, query)
         return [container["Id"] for container in found]

@@ -29,11 +29,15 @@ KINDS = ("docker", "podman", "apptainer", "bubblewrap")
 _PROBE_S = 60
 _LOOK_AGAIN_S = 10.0
 _DOCKER_SOCKET = "/var/run/docker.sock"
+_INITS = ("/usr/libexec/podman/catatonit", "/usr/bin/catatonit", "/usr/bin/docker-init", "/usr/bin/tini-static")
 
 
 @dataclass(frozen=True, slots=True)
 class RuntimeOptions:
-    """What the operator says of containers. `kind` is one of KINDS, or `auto`; `docker_host` is a URL, or empty."""
+    """What the operator says of containers. `kind` is one of KINDS, or `auto`; `docker_host` is a URL, or empty.
+
+    Apptainer keeps its images in a folder of `scratch`.
+    """
 
     kind: str = "auto"
     network: str = "default"
@@ -43,6 +47,7 @@ class RuntimeOptions:
     pull: str = "missing"
     docker_host: str = ""
     images: Sequence[tuple[str, str]] = ()
+    scratch: str = ""
 
 
 class RuntimeProbe:
@@ -175,15 +180,71 @@ def _bwraps() -> list[str]:
     return programs
 
 
-def _unbuilt(options: RuntimeOptions) -> Iterator[_Candidate]:
-    raise _Absent("this version cannot.")
-    yield  # a generator, as the others are
+def _podman(options: RuntimeOptions) -> Iterator[_Candidate]:
+    program = shutil.which("podman")
+    if program is None:
+        raise _Absent("there is no podman on PATH.")
+    environment = _passed_on("CONTAINERS_", "REGISTRY_AUTH_FILE", "XDG_", "HOME", "PATH", "TMPDIR")
+    info = json.loads(_said([program, "info", "--format", "json"], environment))["host"]
+    settings = {
+        "kind": "podman",
+        "program": program,
+        "options": [],
+        "environment": environment,
+        "init": next((path for path in _INITS if os.access(path, os.X_OK)), ""),
+        "rootless": bool(info["security"]["rootless"]),
+        "controllers": info.get("cgroupControllers") or [],
+        **_common(options),
+    }
+    image, archive = "docker.io/library/busybox:latest", probe_image.archive()
+    if archive is not None:
+        image = f"localhost/{probe_image.NAME}:latest"
+        _said([program, "import", "-", image], environment, archive)
+    yield _Candidate(f"podman ({program})", settings, settings, image, probe_image.COMMAND)
+
+
+def _apptainer(options: RuntimeOptions) -> Iterator[_Candidate]:
+    program = shutil.which("apptainer") or shutil.which("singularity")
+    if program is None:
+        raise _Absent("there is neither apptainer nor singularity on PATH.")
+    environment = _passed_on("APPTAINER_", "SINGULARITY_", "XDG_", "HOME", "PATH", "TMPDIR")
+    settings = {
+        "kind": "apptainer",
+        "program": program,
+        "options": [],
+        "environment": environment,
+        "cache": str(Path(options.scratch, "images")),
+        "image_folders": [],
+        # As an ordinary user it needs the unified hierarchy, delegated by systemd; the probe would not tell.
+        "controllers": ["cpu", "memory", "pids"] if os.geteuid() == 0 else [],
+        **_common(options),
+    }
+    yield _Candidate(f"apptainer ({program})", settings, settings, "docker://busybox:latest", ("true",))
+
+
+def _passed_on(*names: str) -> dict[str, str]:
+    """The variables of this process that begin with one of `names`."""
+    return {name: value for name, value in os.environ.items() if name.startswith(names)}
+
+
+def _said(command: list[str], environment: Mapping[str, str], given: bytes | None = None) -> bytes:
+    """What a program prints. Raises _Absent where it fails."""
+    try:
+        run = subprocess.run(
+            command, input=given, capture_output=True, timeout=_PROBE_S, check=True, env=dict(environment)
+        )
+    except subprocess.CalledProcessError as error:
+        said = error.stderr.decode("utf-8", "replace").strip().splitlines() or [f"it ended with {error.returncode}"]
+        raise _Absent(f"{command[0]} {command[1]}: {said[-1][:500].rstrip('.')}.") from error
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _Absent(f"{command[0]} {command[1]} cannot be run ({type(error).__name__}).") from error
+    return run.stdout
 
 
 _CANDIDATES: Mapping[str, Callable[[RuntimeOptions], Iterator[_Candidate]]] = {
     "docker": _docker,
-    "podman": _unbuilt,
-    "apptainer": _unbuilt,
+    "podman": _podman,
+    "apptainer": _apptainer,
     "bubblewrap": _bubblewrap,
 }
 

@@ -11,7 +11,6 @@ import re
 import shutil
 import signal
 import socket
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -19,19 +18,15 @@ import pytest
 from tesapi.runner.job import Limits
 from tesapi.runner.runtimes.podman import Podman, full_name
 from tests.conftest import missing
-from tests.engines import Missing
 from tests.jobs import JobPlace, only, outcome, pid_alive, processes_with, script, step, until
-from tests.podman import import_busybox, podman, podman_settings
+from tests.podman import import_busybox
+from tests.podman import podman as call
 from tests.runner.test_docker import Registry
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    try:
-        with podman_settings(tmp_path_factory.mktemp("podman")) as found:
-            yield found
-    except Missing as why:
-        missing(str(why))
+@pytest.fixture
+def settings(podman: dict[str, Any]) -> dict[str, Any]:
+    return podman
 
 
 @pytest.fixture
@@ -44,11 +39,11 @@ def _stdout(events: list[dict[str, Any]], index: int = 0) -> str:
 
 
 def _containers(settings: dict[str, Any]) -> list[str]:
-    return podman(settings, "ps", "--all", "--format", "{{.Names}}").split()
+    return call(settings, "ps", "--all", "--format", "{{.Names}}").split()
 
 
 def _running(settings: dict[str, Any]) -> list[str]:
-    return podman(settings, "ps", "--format", "{{.Names}}").split()
+    return call(settings, "ps", "--format", "{{.Names}}").split()
 
 
 @pytest.mark.parametrize(
@@ -278,7 +273,7 @@ def test_an_image_is_pulled_with_what_podman_login_left_and_once(
         auth.write_text(json.dumps({"auths": {registry.host: {"auth": login}}}), "ascii")
         own = {**settings["environment"], "CONTAINERS_REGISTRIES_CONF": str(conf)}
         known = {**own, "REGISTRY_AUTH_FILE": str(auth)}
-        podman({**settings, "environment": known}, "push", "alpine", f"docker://{image}")
+        call({**settings, "environment": known}, "push", "alpine", f"docker://{image}")
         kind, reason = outcome(JobPlace(tmp_path, {**settings, "environment": own}).run(step("true", image=image)))
         assert kind == "system_error"
         assert str(reason).startswith(f"The image {image} cannot be pulled: ")
