@@ -70,6 +70,7 @@ class JobPlace:
         self.directory = folder / "jobs" / self.job_id
         self.storage = folder / "storage"
         self.runtime = runtime
+        self.environment: dict[str, str] = {}
         self.storage.mkdir(exist_ok=True)
 
     def url(self, name: str) -> str:
@@ -106,7 +107,7 @@ class JobPlace:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd="/",
-            env={},
+            env=self.environment,
             start_new_session=True,
         )
 
