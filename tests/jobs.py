@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -189,3 +190,16 @@ def processes_with(text: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def pythons() -> list[str]:
+    """Every Python from 3.9 on that can be found: on PATH, and among pyenv's versions."""
+    named = [shutil.which(f"python3.{minor}") for minor in range(9, 16)]
+    kept = sorted(pathlib.Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob("versions/3.*/bin/python3"))
+    found = {path for path in (*named, *map(str, kept)) if path is not None and _new_enough(path)}
+    return sorted(found | {sys.executable})
+
+
+def _new_enough(python: str) -> bool:
+    check = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"]
+    return subprocess.run(check, capture_output=True, check=False).returncode == 0

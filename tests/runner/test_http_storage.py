@@ -24,7 +24,7 @@ from tesapi.runner.storage.addresses import Policy
 from tesapi.runner.storage.base import below, shown
 from tesapi.runner.storage.http import HttpStorage, Limits
 from tesapi.settings import Settings
-from tests.jobs import Event, JobPlace, only, outcome, script, step, until
+from tests.jobs import Event, JobPlace, only, outcome, pythons, script, step, until
 from tests.web import Deaf, Request, Web, answer
 
 BODY = bytes(range(256)) * 4096
@@ -625,7 +625,8 @@ def _trusting(place: JobPlace, authority: trustme.CA) -> None:
     place.environment["SSL_CERT_FILE"] = str(path)
 
 
-def test_files_go_both_ways_over_tls(place: JobPlace, authority: trustme.CA) -> None:
+@pytest.mark.parametrize("python", pythons())
+def test_files_go_both_ways_over_tls_on_every_python_here(place: JobPlace, authority: trustme.CA, python: str) -> None:
     _trusting(place, authority)
     with Web(_tls(authority, "localhost")) as server:
         server.on("/in", answer("200 OK", BODY))
@@ -636,6 +637,7 @@ def test_files_go_both_ways_over_tls(place: JobPlace, authority: trustme.CA) -> 
             script("cp /in/f /out/f"),
             inputs=[{"path": "/in/f", "url": url + "/in"}],
             outputs=[{"path": "/out/f", "url": url + "/out"}],
+            python=python,
         )
     assert outcome(events) == ("complete", None)
     assert server.requests[1].body == BODY
