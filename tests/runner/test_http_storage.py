@@ -119,7 +119,7 @@ def test_a_server_of_the_standard_library_serves_and_a_name_stands_for_its_addre
             pass
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=[0.01], daemon=True).start()
         assert fetch(place, f"http://localhost:{server.server_port}/a b") == (BODY, None)
         server.shutdown()
 
