@@ -8,6 +8,7 @@ import http.server
 import itertools
 import os
 import pathlib
+import re
 import ssl
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from typing import Any
 
 import pytest
 import trustme
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tesapi.runner.storage import web_url
 from tesapi.runner.storage.addresses import Policy
@@ -689,6 +692,24 @@ def test_the_settings_have_the_defaults_that_the_runner_has() -> None:
     section = Settings().job_storage["http"]
     ours = Limits()._asdict()
     assert {name: list(ours[name]) if name == "deny_networks" else ours[name] for name in section} == section
+
+
+@given(st.text())
+def test_whatever_a_url_is_what_is_said_to_a_server_is_one_line(text: str) -> None:
+    try:
+        url = web_url.parse("http://" + text)
+    except ValueError:
+        return
+    assert re.fullmatch(r"/[!-~]*", url.target)
+    assert re.fullmatch(r"[!-~]+", url.authority)
+    again = web_url.parse(f"http://{url.authority}{url.target}")
+    assert (again.target, again.host, again.port) == (url.target, url.host, url.port)
+
+
+@given(st.text("ab:@/?#%[]\\ =&", max_size=12), st.sampled_from(["http", "https", "ftp", "s3"]))
+def test_a_password_is_never_shown(rest: str, scheme: str) -> None:
+    assert "SECRET" not in shown(f"{scheme}://user:SECRET@{rest}")
+    assert "SECRET" not in shown(f"{scheme}://SECRET@{rest}")
 
 
 def test_a_query_stays_behind_the_path() -> None:

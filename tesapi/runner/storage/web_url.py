@@ -8,6 +8,7 @@ import re
 from typing import NamedTuple, Optional, Tuple
 from urllib.parse import unquote_to_bytes, urljoin
 
+_LONGEST_AUTHORITY = 2000
 _PORTS = {"http": 80, "https": 443}
 _HOST = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?")
 _NOT_IN_PATHS = frozenset(b' "<>\\^`{}')
@@ -62,7 +63,7 @@ def parse(text: str) -> WebUrl:
         raise ValueError(f"the host is missing; {scheme}: URLs begin with {scheme}://")
     rest = rest[2:].partition("#")[0]
     authority = re.split(r"[/?]", rest, maxsplit=1)[0]
-    if "\\" in authority:
+    if "\\" in authority or len(authority) > _LONGEST_AUTHORITY:
         raise ValueError("its host or port is malformed")
     userinfo, at, place = authority.rpartition("@")
     host, port = _host_and_port(place, _PORTS[scheme])
