@@ -40,12 +40,13 @@ def run(folder: pathlib.Path, rounds: int) -> None:
             print("storage: http is not measured, for there is no curl to measure it beside (apt-get install curl)")
             cases = {name: case for name, case in cases.items() if name in ("cp", "file, in", "file, out")}
         took: dict[str, list[float]] = {name: [] for name in cases}
-        for _ in range(rounds):
-            for name, case in cases.items():
+        for number in range(rounds):
+            names = list(cases)
+            for name in names[number % len(names) :] + names[: number % len(names)]:  # nobody is always the first
                 target.unlink(missing_ok=True)
                 os.sync()  # nobody is to wait for what another wrote
                 began = time.perf_counter()
-                case()
+                cases[name]()
                 took[name].append(time.perf_counter() - began)
     print(f"Storage, one file of {_MIB} MiB, {rounds} rounds")
     for name, seconds in took.items():

@@ -241,11 +241,13 @@ class _Download:
             self._refuse_size(size)
         wire.flow()
         looked = self._have
+        buffer = memoryview(bytearray(_CHUNK))  # one for all: fresh memory costs more than what is copied there
         while size is None or self._have < size:
             if response.chunked:
-                data = response.read1(_CHUNK)
+                data = memoryview(response.read1(_CHUNK))
             else:
-                data = wire.reader.read1(_CHUNK if size is None else min(_CHUNK, size - self._have))
+                most = _CHUNK if size is None else min(_CHUNK, size - self._have)
+                data = buffer[: wire.reader.readinto1(buffer[:most])]
             if not data:
                 break
             if size is None and self._have + len(data) >= looked:
@@ -260,14 +262,13 @@ class _Download:
         if not response.chunked and wire.has_more(1.0 if response.will_close else 0.05):
             raise Failed(f"the server sends more than the {size} bytes that it announced")
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: memoryview) -> None:
         if self._limits.max_gb is not None and self._have + len(data) > self._limits.max_gb * _GB:
             raise Failed(f"it is larger than {self._limits.max_gb:g} GB (storage.http.max_gb)")
-        view = memoryview(data)
-        with self._our_own():
-            while view:
-                view = view[os.write(self._target, view) :]
         self._have += len(data)
+        with self._our_own():
+            while data:
+                data = data[os.write(self._target, data) :]
 
     def _refuse_size(self, size: int) -> None:
         """Raise where a file of `size` bytes would be too much, of which we have a part already."""
