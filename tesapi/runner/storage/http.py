@@ -247,7 +247,7 @@ class _Download:
                 data = memoryview(response.read1(_CHUNK))
             else:
                 most = _CHUNK if size is None else min(_CHUNK, size - self._have)
-                data = buffer[: wire.reader.readinto1(buffer[:most])]
+                data = wire.take(buffer[:most])
             if not data:
                 break
             if size is None and self._have + len(data) >= looked:

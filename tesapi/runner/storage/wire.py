@@ -17,7 +17,7 @@ from .addresses import Found, Policy, literal
 
 _SLICE_S = 0.2
 _ADDRESSES = 4
-_HEAD_BYTES = 512 << 10
+_MOST_TALK = 1 << 20
 _CHUNK = 1 << 20
 _TLS_CHUNK = 64 << 10
 _BUNDLES = (  # where distributions keep the certificates of authorities, for a Python that was built elsewhere
@@ -54,45 +54,45 @@ class Wire(io.RawIOBase):
         self._check = check
         self._heard = b""
         self._ended = False
+        self._read_ahead = True
         self.reader = io.BufferedReader(self, 64 << 10)
-        self._last = self._window = time.monotonic()
-        self._count = 0
         self.answer_within_stall_s()
 
     def answer_within_stall_s(self) -> None:
         """From now on the other side has that long for all that it has to say, which is little."""
-        self._due: Optional[float] = time.monotonic() + self._patience.stall_s
-        self._head_left = _HEAD_BYTES
+        self._allow(self._patience.stall_s, 0.0)
 
     def flow(self) -> None:
         """From now on `moved` is to be called again and again."""
-        self._due = None
-        self._last = self._window = time.monotonic()
-        self._count = 0
+        self._allow(self._patience.stall_s, self._patience.min_bytes_s)
+
+    def _allow(self, silence_s: float, min_bytes_s: float) -> None:
+        # Only time that was spent waiting counts: a machine that is busy, or was asleep, is no fault of the server's.
+        self._silence_s, self._min_bytes_s = silence_s, min_bytes_s
+        self._waited_s = self._window_s = 0.0
+        self._useless = self._count = 0
 
     def moved(self, count: int) -> None:
         """So many bytes of a file have come or gone."""
-        self._last = time.monotonic()
         self._count += count
-
-    def pulse(self) -> None:
-        """Raise what `check` raises, or Failed where patience has an end. Called before all that may take time."""
-        self._check()
-        now = time.monotonic()
-        patience = self._patience
-        if now - self._last >= patience.stall_s if self._due is None else now >= self._due:
-            raise Failed(f"the server was silent for {patience.stall_s:g} s", again=True)
-        if self._due is None and now - self._window >= patience.stall_s:
-            if self._count < patience.min_bytes_s * (now - self._window):
-                raise Failed(f"it goes slower than {patience.min_bytes_s:g} bytes/s", again=True)
-            self._window, self._count = now, 0
+        self._waited_s, self._useless = 0.0, 0
 
     def wait(self, event: int) -> None:
-        """Sleep until `event`, a moment at most; the caller tries again."""
-        self.pulse()
+        """Sleep until `event`, a moment at most; the caller tries again. Raises Failed where patience has an end."""
+        self._check()
+        if self._waited_s >= self._silence_s:
+            raise Failed(f"the server was silent for {self._silence_s:g} s", again=True)
+        if self._window_s >= self._patience.stall_s:
+            if self._count < self._min_bytes_s * self._window_s:
+                raise Failed(f"it goes slower than {self._min_bytes_s:g} bytes/s", again=True)
+            self._window_s, self._count = 0.0, 0
+        began = time.monotonic()
         poll = select.poll()
         poll.register(self._socket, event)
-        poll.poll(_SLICE_S * 1000)
+        poll.poll(min(_SLICE_S, self._silence_s) * 1000)
+        spent_s = min(time.monotonic() - began, _SLICE_S)
+        self._waited_s += spent_s
+        self._window_s += spent_s
 
     def makefile(self, mode: str) -> BinaryIO:
         """What `http.client` asks of a socket."""
@@ -109,13 +109,22 @@ class Wire(io.RawIOBase):
             return count
         received: Optional[int] = None
         while received is None:
-            self.pulse()
+            self._check()
             received = self._try(lambda: self._socket.recv_into(buffer), select.POLLIN)
-        if self._due is not None:
-            self._head_left -= received
-            if self._head_left < 0:
-                raise Failed("the head of the answer has no end")
+        self._useless += received
+        if self._useless > _MOST_TALK:
+            raise Failed("the server talks without end and sends nothing")
         return received
+
+    def take(self, buffer: memoryview) -> memoryview:
+        """What there is of a body, in front of `buffer` or elsewhere; empty at its end.
+
+        `readinto1` of the reader would do, if it did not wait for more once it has emptied its own buffer into ours.
+        """
+        if self._read_ahead:
+            self._read_ahead = False
+            return memoryview(self.reader.read1(len(buffer)))
+        return buffer[: self.readinto(buffer)]
 
     def is_answering(self) -> bool:
         """Whether the server says something, or has left; nothing is lost of what it says."""
@@ -133,7 +142,7 @@ class Wire(io.RawIOBase):
         """Send all of it."""
         view = memoryview(data)
         while view:
-            self.pulse()
+            self._check()
             sent = self._try(functools.partial(self._socket.send, view), select.POLLOUT)
             view = view[sent or 0 :]
 
@@ -142,7 +151,7 @@ class Wire(io.RawIOBase):
         position = 0
         self.flow()
         while position < size:
-            self.pulse()
+            self._check()
             if self.is_answering():
                 return False
             try:
@@ -170,7 +179,7 @@ class Wire(io.RawIOBase):
 
     def has_more(self, patience_s: float) -> bool:
         """Whether the server has more to say although it should be done; it has so long to close."""
-        self._due, self._head_left = time.monotonic() + patience_s, _HEAD_BYTES
+        self._allow(patience_s, 0.0)
         try:
             return bool(self.reader.read1(1))
         except Failed:
@@ -194,7 +203,7 @@ class Wire(io.RawIOBase):
             return 1
 
         while self._try(shake, select.POLLIN) is None:
-            self.pulse()
+            self._check()
 
     def _try(self, act: Callable[[], int], event: int) -> Optional[int]:
         """What `act` returns; None where it has to wait for `event`, after a moment of doing so."""
