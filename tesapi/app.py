@@ -51,7 +51,7 @@ async def running(settings: Settings) -> AsyncIterator[FastAPI]:
             tasks=tasks,
             destinations={name: Destination(name, backend) for name, backend in backends.items()},
             store_id=store.id,
-            file_roots=[str(root) for root in settings.file_roots],
+            storage=settings.job_storage,
         )
         dispatcher = Dispatcher(
             store,

@@ -45,7 +45,6 @@ _NOT_BUILT = {
     "destinations.*": "choosing between destinations",
     "basic_auth.*": "HTTP Basic authentication",
     "oauth.*": "OpenID Connect",
-    "storage.http.deny_networks": "denying networks to http:// inputs",
     "storage.s3.*": "S3 storage",
 }
 _OFF: tuple[object, ...] = (None, False, "", [])
@@ -80,6 +79,14 @@ def _root(value: object) -> Path:
     if not path.is_absolute() or ".." in path.parts or path == PurePath("/"):
         raise ValueError("must be a list of absolute paths without '..'; '/' itself would open the whole machine")
     return Path(path)
+
+
+def _network(value: str) -> str:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        raise ValueError(f"must be {_NETWORKS}; {value!r} is none") from None
+    return value
 
 
 def _image_source(value: str) -> str:
@@ -178,7 +185,15 @@ class FileStorage(_Table):
 
 
 class HttpStorage(_Table):
-    deny_networks: Annotated[tuple[str, ...], Field(strict=False)] = Field((), description=_NETWORKS)
+    deny_networks: Annotated[tuple[Annotated[str, AfterValidator(_network)], ...], Field(strict=False)] = Field(
+        (), description=_NETWORKS
+    )
+    connect_s: FiniteFloat = Field(20.0, gt=0, description="a number of seconds above 0")
+    stall_s: FiniteFloat = Field(120.0, gt=0, description="a number of seconds above 0")
+    min_bytes_s: FiniteFloat = Field(1000.0, ge=0, description="a number of bytes per second, 0 for any speed")
+    max_gb: FiniteFloat | None = Field(None, gt=0, description="a number of GB above 0")
+    keep_free_gb: FiniteFloat = Field(1.0, ge=0, description="a number of GB, at least 0")
+    tries: int = Field(5, ge=1, le=100, description="a whole number from 1 to 100")
 
 
 class S3Site(_Table):
@@ -296,6 +311,14 @@ class Settings(_Table):
         """`storage.file.roots`, by default one folder in the data directory; none at all when the list is empty."""
         roots = self.storage.file.roots
         return (self.server.data_dir / "files",) if roots is None else roots
+
+    @property
+    def job_storage(self) -> Mapping[str, Mapping[str, object]]:
+        """What job documents say of storage: by module of `tesapi.runner.storage`."""
+        return {
+            "file": {"roots": [str(root) for root in self.file_roots]},
+            "http": self.storage.http.model_dump(mode="json"),
+        }
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import time
@@ -84,6 +85,7 @@ class JobPlace:
         self.directory = folder / "jobs" / self.job_id
         self.storage = folder / "storage"
         self.runtime = runtime
+        self.environment: dict[str, str] = {}
         self.storage.mkdir(exist_ok=True)
         self.directory.parent.mkdir(exist_ok=True)
 
@@ -131,7 +133,7 @@ class JobPlace:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd="/",
-            env={},
+            env=self.environment,
             start_new_session=True,
         )
 
@@ -228,3 +230,16 @@ def processes_with(text: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def pythons() -> list[str]:
+    """Every Python from 3.9 on that can be found: on PATH, and among pyenv's versions."""
+    named = [shutil.which(f"python3.{minor}") for minor in range(9, 16)]
+    kept = sorted(pathlib.Path(os.environ.get("PYENV_ROOT", "~/.pyenv")).expanduser().glob("versions/3.*/bin/python3"))
+    found = {path for path in (*named, *map(str, kept)) if path is not None and _new_enough(path)}
+    return sorted(found | {sys.executable})
+
+
+def _new_enough(python: str) -> bool:
+    check = [python, "-c", "import sys; sys.exit(sys.version_info < (3, 9))"]
+    return subprocess.run(check, capture_output=True, check=False).returncode == 0

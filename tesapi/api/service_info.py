@@ -35,7 +35,7 @@ def _service_info(settings: Settings) -> dict[str, object]:
         "description": info.description,
         "organization": {"name": info.organization_name, "url": info.organization_url},
         "version": __version__,
-        "storage": [f"file://{root}" for root in settings.file_roots],
+        "storage": [*(f"file://{root}" for root in settings.file_roots), "http://", "https://"],
         "tesResources_backend_parameters": [],
     }
     if info.contact_url:

@@ -39,6 +39,7 @@ _EXIT_PATIENCE_S = 5.0
 _CANCEL_PATIENCE_S = 10.0
 _FIRST_RESTART_S = 0.2
 _SLOWEST_RESTART_S = 30.0
+_KEPT_VARIABLES = ("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class LocalBackend:
@@ -251,7 +252,7 @@ def _spawn(places: Places) -> subprocess.Popen[bytes]:
             stdout=subprocess.DEVNULL,
             stderr=complaints,
             cwd="/",
-            env={"PATH": os.environ.get("PATH", os.defpath)},
+            env={"PATH": os.defpath} | {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
             start_new_session=True,
         )
     finally:

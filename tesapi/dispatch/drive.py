@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import uuid_utils
@@ -27,7 +27,7 @@ class Driver:
     tasks: Tasks
     destinations: Mapping[str, Destination]
     store_id: str
-    file_roots: Sequence[str]
+    storage: Mapping[str, Mapping[str, object]]
 
     async def drive(self, record: TaskRecord, canceling: asyncio.Event) -> None:
         """See the task to its end, and its job's place removed. `canceling` is set when the user wants it to end.
@@ -63,7 +63,7 @@ class Driver:
     async def _prepare(self, record: TaskRecord, attempt: Attempt, backend: Backend) -> tuple[TaskRecord, Attempt, Job]:
         """The job's place, and its handle in the record: from then on the job may have been started."""
         runtime = await backend.runtime()
-        job = plan(record, attempt.job_id, store_id=self.store_id, file_roots=self.file_roots, runtime=runtime)
+        job = plan(record, attempt.job_id, store_id=self.store_id, storage=self.storage, runtime=runtime)
         if attempt.handle is None:
             # Also for a task that was canceled meanwhile: what an earlier try may have left is found by its id.
             handle = await backend.prepare(job)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from tesapi import __version__
@@ -31,7 +31,12 @@ class Job:
 
 
 def plan(
-    record: TaskRecord, job_id: str, *, store_id: str, file_roots: Sequence[str], runtime: Mapping[str, object]
+    record: TaskRecord,
+    job_id: str,
+    *,
+    store_id: str,
+    storage: Mapping[str, Mapping[str, object]],
+    runtime: Mapping[str, object],
 ) -> Job:
     """The job of one attempt at `record`, for a destination whose containers are run as `runtime` says."""
     task = record.document
@@ -45,7 +50,7 @@ def plan(
         "outputs": [_output(output) for output in task.outputs or ()],
         "volumes": list(task.volumes or ()),
         "limits": _limits(task.resources),
-        "storage": {"file": {"roots": list(file_roots)}},
+        "storage": {name: dict(settings) for name, settings in storage.items()},
         "runtime": dict(runtime),
         "tail_bytes": TAIL_BYTES,
     }

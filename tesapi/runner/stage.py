@@ -10,7 +10,7 @@ from . import wildcards
 from .job import Input, Job, Output, Refused
 from .mounts import Layout, Namespace, normal
 from .report import Report, plain
-from .storage.base import StorageFailure, Storages, below
+from .storage.base import StorageFailure, Storages, below, shown
 
 Check = Callable[[], None]
 
@@ -19,7 +19,8 @@ def refusal(job: Job, storages: Storages) -> Optional[str]:
     """A sentence on the first file of the job that cannot be moved, or None. Nothing is moved to find out."""
     for item in job.inputs:
         if item.content is None:
-            sentence = storages.unsupported(item.url or "", "get")
+            operation = "get_directory" if item.type == "DIRECTORY" else "get"
+            sentence = storages.unsupported(item.url or "", operation)
             if sentence is not None:
                 return sentence
     for output in job.outputs:
@@ -44,7 +45,7 @@ def stage_in(job: Job, layout: Layout, storages: Storages, check: Check) -> None
         storages.of(item.url or "").get(item.url or "", path, check)
         # The other way round is no mistake: clients call directories files where they do not know better.
         if item.type == "DIRECTORY" and not os.path.isdir(path):
-            raise StorageFailure(f"{item.url} is a file, and the input {item.path} is to be a directory.")
+            raise StorageFailure(f"{shown(item.url or '')} is a file, and the input {item.path} is to be a directory.")
 
 
 def stage_out(job: Job, layout: Layout, storages: Storages, report: Report, check: Check) -> List[str]:
@@ -74,13 +75,13 @@ class _Out:
     def store(self, output: Output) -> None:
         path = normal(output.path)
         if not wildcards.has(path) or self._status(path) is not None:
-            if not self._store(path, output.url.rstrip("/") or output.url, output.type, ()):
+            if not self._store(path, output.url, output.type, ()):
                 raise Refused(f"The output {output.path} was not written by the task (No such file or directory).")
             return
         prefix, url = wildcards.base(path, output.path_prefix, output.url)
         found = self._matching(wildcards.segments(path))
         for match in found:
-            self._store(match, below(url.rstrip("/"), wildcards.relative(match, prefix)), "FILE", ())
+            self._store(match, below(url, wildcards.relative(match, prefix)), "FILE", ())
         if not found:
             self._report.note(f"Nothing matches the output {output.path}.")
 

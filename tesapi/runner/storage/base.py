@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 from typing import Any, Callable, Dict, NamedTuple, Optional, Protocol
 
 SCHEMES = {
     "file": "file:FileStorage",
+    "http": "http:HttpStorage",
+    "https": "http:HttpStorage",
 }
-"""Scheme -> module and class beside this one, imported when a job has such a URL."""
+"""Scheme -> module and class beside this one, imported when a job has such a URL; a job's `storage` is by module."""
 
 
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~/")  # RFC 3986, and /
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*:/*)([^/?#]*@)?")
+_SECRET = re.compile(r"(?i)([?&][^=&#]*(?:key|token|secret|sig|passw|credential|auth)[^=&#]*=)[^&#]*")
 
 
 class StorageFailure(Exception):
@@ -27,10 +32,16 @@ class StoredFile(NamedTuple):
 
 
 class Storage(Protocol):
-    """One scheme. Blocking; `check` is called between chunks and raises when the job is to stop."""
+    """One scheme, or two. Blocking; `check` is called at least once a second, and raises when the job is to stop.
+
+    What it says shows a URL as `shown` does.
+    """
 
     def unsupported(self, url: str, operation: str) -> Optional[str]:
-        """A sentence on why `operation` ("get" or "put") cannot be done with `url`, or None. Moves nothing."""
+        """A sentence on why `operation` cannot be done with `url`, or None. Moves nothing.
+
+        It is "get", "get_directory" where that has to be a directory, or "put".
+        """
 
     def get(self, url: str, path: str, check: Callable[[], None]) -> None:
         """Copy what is at `url`, a file to `path`, which does not exist, or a directory's entries into `path`.
@@ -55,33 +66,55 @@ class Storages:
     def unsupported(self, url: str, operation: str) -> Optional[str]:
         """A sentence on why `url` cannot be served, or None."""
         scheme = _scheme(url)
-        if scheme not in SCHEMES or scheme not in self._settings:
-            known = ", ".join(sorted(set(SCHEMES) & set(self._settings)))
-            return f"{url}: this server has no storage for {scheme}: URLs; it has {known}."
+        known = [name for name in sorted(SCHEMES) if _module(name) in self._settings]
+        if scheme not in known:
+            return f"{shown(url)}: this server has no storage for {scheme}: URLs; it has {', '.join(known)}."
         return self.of(url).unsupported(url, operation)
 
     def of(self, url: str) -> Storage:
         """The storage of a URL that is not unsupported."""
         scheme = _scheme(url)
-        if scheme not in self._made:
-            module, _, name = SCHEMES[scheme].partition(":")
-            make = getattr(importlib.import_module("." + module, __package__), name)
-            self._made[scheme] = make(self._settings[scheme])
-        return self._made[scheme]
+        module = _module(scheme)
+        if module not in self._made:
+            make = getattr(importlib.import_module("." + module, __package__), SCHEMES[scheme].partition(":")[2])
+            self._made[module] = make(self._settings[module])
+        return self._made[module]
 
 
 def below(url: str, relative: str) -> str:
-    """The URL of `relative`, a path as it is, below the directory at `url`."""
+    """The URL of `relative`, a path as it is, below the directory at `url`; a query stays behind the path."""
     if not relative:
         return url
     if not url.startswith("/"):
         relative = "".join(_quoted(byte) for byte in os.fsencode(relative))
-    return url.rstrip("/") + "/" + relative
+    end = len(url)
+    if _scheme(url) in ("http", "https"):
+        end = min(position for position in (url.find("?"), url.find("#"), end) if position >= 0)
+    return url[:end].rstrip("/") + "/" + relative + url[end:]
+
+
+def shown(url: str) -> str:
+    """`url` as it may be told: without user and password, and without what a query calls a key, a token and the like.
+
+    Both may be in sentences of the runner, which others read than wrote the URL.
+    """
+    found = _USER.match(url)
+    if found is None:
+        return url
+    rest = url[found.end() :]
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    if not found[2] and ":" in authority and not re.fullmatch(r".*:[0-9]*|\[.*", authority):
+        rest = rest[rest.rfind("@") + 1 :]  # no port, so perhaps the half of a password that has a slash in it
+    return found[1] + _SECRET.sub(r"\1********", rest)
 
 
 def _quoted(byte: int) -> str:
     character = chr(byte)
     return character if character in _UNRESERVED else f"%{byte:02X}"
+
+
+def _module(scheme: str) -> str:
+    return SCHEMES[scheme].partition(":")[0]
 
 
 def _scheme(url: str) -> str:

@@ -33,7 +33,7 @@ class FileStorage:
             return f"{url}: the path contains '..' or a NUL character."
         if operation == "put" and not path.rstrip("/").strip("/"):
             return f"{url}: not a place for a file."
-        parent = path if operation == "get" else os.path.dirname(path.rstrip("/"))
+        parent = path if operation != "put" else os.path.dirname(path.rstrip("/"))
         root = next((root for root in self._roots if is_within(os.path.realpath(parent), root)), None)
         if root is None:
             return self._outside(url)
@@ -116,7 +116,7 @@ class FileStorage:
                 os.close(source)
         except OSError as error:
             raise StorageFailure(f"{url} cannot be written: {error.strerror}.") from error
-        return StoredFile(url, size)
+        return StoredFile(url.rstrip("/"), size)
 
     def _put(self, source: int, folder: str, name: str, url: str, check: Callable[[], None]) -> int:
         directory = self._open_folder(folder, url)
