@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -34,6 +34,12 @@ BODY = bytes(range(256)) * 4096
 QUICK = {"stall_s": 0.6, "backoff_s": 0.01, "tries": 2}
 SLACK_S = 8.0
 """How long a job may take that has little to do, on a machine that has a lot to do."""
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path, bubblewrap: Mapping[str, object]) -> JobPlace:
+    """Files move outside of containers, so that one runtime stands for all."""
+    return JobPlace(tmp_path, bubblewrap)
 
 
 @pytest.fixture
