@@ -210,7 +210,6 @@ async def test_a_wrong_parameter_is_named_with_what_is_allowed(
         (b"[" * 100_000, "the body", "is not valid JSON", "one JSON object"),
         (b'{"name": "\\ud800"}', "the body", "is not valid JSON", "one JSON object"),
         (b'{"name": "\xff"}', "the body", "is not valid JSON", "one JSON object"),
-        (b"x" * (2 << 20), "the body", "is longer than 1048576 bytes", "at most 1048576 bytes"),
     ],
 )
 async def test_bad_input_is_a_400_that_names_the_field(
@@ -231,10 +230,11 @@ async def test_what_is_not_there_is_a_json_404(client: httpx.AsyncClient) -> Non
         await client.get("/tasks/%00%ff"),
         await client.post("/tasks/none:cancel"),
         await client.get("/nowhere"),
-        await client.get("http://localhost/"),
+        await client.get("/tasks/a/b"),
+        await client.get("http://localhost/nowhere"),
+        await client.get("http://localhost/v1"),
     ):
         _is_problem(answer, 404)
-    _is_problem(await client.put("/tasks"), 405)
 
 
 async def test_cancel_answers_an_empty_object_whatever_is_sent_and_however_often(client: httpx.AsyncClient) -> None:
