@@ -76,7 +76,7 @@ class Door:
         if origin is None or not self._checks_origin or scope["method"] in _READING or origin in self._origins:
             return
         own = b"%s://%s" % (scope["scheme"].encode(), host or b"")
-        if origin != own and not _is_loopback(urlsplit(origin.decode("latin-1")).hostname or ""):
+        if origin != own and not _is_loopback(_origin_name(origin)):
             raise ForeignPage(f"Pages of {origin[:100].decode('latin-1')!r} may not make changes here.")
 
     def _names_this_host(self, header: bytes) -> bool:
@@ -89,6 +89,14 @@ def _host_name(header: bytes) -> str:
     text = header.decode("latin-1").lower()
     name = text[1:].partition("]")[0] if text.startswith("[") else text.partition(":")[0]
     return name.removesuffix(".")
+
+
+def _origin_name(header: bytes) -> str:
+    """The host of an Origin header; empty where it is none."""
+    try:
+        return urlsplit(header.decode("latin-1")).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _is_loopback(name: str) -> bool:
