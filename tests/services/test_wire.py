@@ -23,13 +23,6 @@ SEVERAL = settings(
 
 
 @pytest.fixture(scope="module")
-def idle(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server that takes tasks and runs none."""
-    with Server(tmp_path_factory.mktemp("idle"), LOCAL__ENABLE="false", SERVER__MAX_BODY_MB=1) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def http(idle: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=f"{idle.url}/ga4gh/tes/v1", timeout=30) as client:
         yield client
