@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import socket
 import sys
 
 import uvicorn
+import uvloop
 from fastapi import FastAPI, Request, Response
+
+from tesapi.cli.serve import configured
 
 app = FastAPI()
 
@@ -18,13 +23,7 @@ async def empty(request: Request) -> Response:
 
 
 if __name__ == "__main__":
-    config = uvicorn.Config(
-        app,
-        port=int(sys.argv[1]),
-        loop="uvloop",
-        http="httptools",
-        lifespan="off",
-        log_level="warning",
-        access_log=False,
-    )
-    uvicorn.Server(config).run()
+    listener = socket.create_server(("127.0.0.1", int(sys.argv[1])), backlog=2048)
+    gc.collect()
+    gc.freeze()
+    uvloop.run(uvicorn.Server(configured(app)).serve([listener]))

@@ -10,10 +10,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp
 
 from tesapi import __version__
-from tesapi.api import health, problems, service_info
-from tesapi.api import tasks as task_routes
+from tesapi.api import health, openapi, pages, problems, requests
+from tesapi.api.door import PREFIXES, Door
+from tesapi.api.service_info import service_info
+from tesapi.api.tasks import TesOperations
 from tesapi.backends.base import Backend, Capacity
 from tesapi.backends.local import LocalBackend
 from tesapi.backends.runtimes import BASE_IMAGES, RuntimeOptions, RuntimeProbe
@@ -29,12 +34,9 @@ from tesapi.tasks import Tasks
 
 _log = logging.getLogger(__name__)
 
-PREFIXES = ("/ga4gh/tes/v1", "/v1", "/ga4gh/v1")
-"""Where the API is served: the specification's place, and where clients look that were made for another one."""
-
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[FastAPI]:
+async def running(settings: Settings) -> AsyncIterator[ASGIApp]:
     """The application, with everything behind it at work; at the end all of it is stopped, and no task is changed.
 
     The dispatcher is a child of whoever enters: if it dies of a bug, they are canceled, for a service that looks
@@ -66,29 +68,30 @@ async def running(settings: Settings) -> AsyncIterator[FastAPI]:
         yield _http(settings, tasks, dispatcher, backends)
 
 
-def _http(settings: Settings, tasks: Tasks, dispatcher: Dispatcher, backends: dict[str, Backend]) -> FastAPI:
-    app = FastAPI(
-        title="tesapi",
+def _http(settings: Settings, tasks: Tasks, dispatcher: Dispatcher, backends: dict[str, Backend]) -> ASGIApp:
+    info = service_info(settings)
+    others = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    health_routes = health.routes(tasks, dispatcher, backends)
+    document = get_openapi(
+        title=settings.service_info.name,
         version=__version__,
         summary="GA4GH Task Execution Service 1.1",
-        docs_url=None,
-        redoc_url=None,
+        description=settings.service_info.description,
+        routes=health_routes.routes,
     )
-    for prefix in PREFIXES:
-        documented = prefix == PREFIXES[0]
-        app.include_router(service_info.routes(settings), prefix=prefix, include_in_schema=documented)
-        app.include_router(
-            task_routes.routes(
-                tasks,
-                max_body_bytes=settings.server.max_body_mb << 20,
-                check_origin=not settings.server.allow_anonymous,
-            ),
-            prefix=prefix,
-            include_in_schema=documented,
-        )
-    app.include_router(health.routes(tasks, dispatcher, backends))
-    problems.install(app)
-    return app
+    openapi.add_tes(document, settings, info, PREFIXES[0])
+    others.include_router(health_routes)
+    others.include_router(pages.routes(info, document, settings.server.root_path, PREFIXES[0]))
+    problems.install(others)
+    door = Door(settings, TesOperations(settings, tasks, info, requests.anonymous), others)
+    if not settings.server.cors_origins:
+        return door
+    return CORSMiddleware(
+        door,
+        allow_origins=settings.server.cors_origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Authorization", "Content-Type"],
+    )
 
 
 def _backends(settings: Settings, store_id: str) -> dict[str, Backend]:

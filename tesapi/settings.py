@@ -113,6 +113,38 @@ def _capability(value: str) -> str:
     return value.removeprefix("CAP_")
 
 
+def _root_path(value: str) -> str:
+    if value and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", value):
+        raise ValueError(f"must be {_ROOT_PATH}")
+    return value
+
+
+def _host(value: str) -> str:
+    """A host's name or address as browsers send it, without a port."""
+    name = value.lower()
+    if re.fullmatch(r"[a-z0-9]([a-z0-9.-]*[a-z0-9])?", name):
+        return name
+    try:
+        return str(ipaddress.IPv6Address(name))
+    except ValueError:
+        raise ValueError(f"must be {_HOSTS}") from None
+
+
+def _origin(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.hostname or value != f"{parts.scheme}://{parts.netloc}":
+        raise ValueError(f"must be {_ORIGINS}; '*' would open this server to every page")
+    return value
+
+
+def _proxy(value: str) -> str:
+    try:
+        ipaddress.ip_network(value)
+    except ValueError:
+        raise ValueError(f"must be {_PROXIES}") from None
+    return value
+
+
 def _url(*schemes: str) -> Callable[[str], str]:
     def check(value: str) -> str:
         parts = urlsplit(value)
@@ -135,6 +167,11 @@ _Frozen = Annotated[
 ]
 # Not an instance: paths among the defaults are resolved when settings are loaded, not when this is imported.
 _DEFAULTS: Any = Field(default_factory=dict)
+_Texts = Annotated[tuple[_T, ...], Field(strict=False)]
+_ROOT_PATH = 'a path without a slash at its end, such as "/tes", or an empty text'
+_HOSTS = 'a list of host names without ports, such as ["tes.example.org"]'
+_ORIGINS = 'a list of origins such as ["https://workbench.example.org"]'
+_PROXIES = 'a list of addresses or networks such as ["10.0.0.1", "10.1.0.0/16"]'
 _IMAGES = 'a table of image patterns, each with "host" or an absolute directory'
 _NETWORKS = 'a list of networks such as ["10.0.0.0/8"]'
 
@@ -151,6 +188,10 @@ class Server(_Table):
     port: int = Field(8080, ge=0, le=65535, description="a whole number from 0 to 65535")
     data_dir: _OwnPath = Field(Path("./data"), description="a path")
     max_body_mb: int = Field(8, ge=1, le=1024, description="a whole number of MiB from 1 to 1024")
+    root_path: Annotated[str, AfterValidator(_root_path)] = Field("", description=_ROOT_PATH)
+    allowed_hosts: _Texts[Annotated[str, AfterValidator(_host)]] = Field((), description=_HOSTS)
+    cors_origins: _Texts[Annotated[str, AfterValidator(_origin)]] = Field((), description=_ORIGINS)
+    trusted_proxies: _Texts[Annotated[str, AfterValidator(_proxy)]] = Field((), description=_PROXIES)
 
     @property
     def is_loopback(self) -> bool:

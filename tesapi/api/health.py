@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Protocol
 
 from fastapi import APIRouter, Response
+from pydantic import BaseModel
 
 from tesapi.backends.base import Backend
 from tesapi.errors import StoreUnavailable
@@ -23,15 +24,44 @@ class Alive(Protocol):
         ...
 
 
+class Liveness(BaseModel):
+    """The process answers."""
+
+    status: str
+
+
+class DestinationCondition(BaseModel):
+    """A place where tasks run; `sentence` says what it gives, or what is wrong with it."""
+
+    name: str
+    ok: bool
+    sentence: str
+
+
+class Readiness(BaseModel):
+    """Whether tasks can be taken and driven; `store` and `dispatcher` are sentences."""
+
+    status: str
+    store: str
+    dispatcher: str
+    destinations: list[DestinationCondition]
+
+
 def routes(tasks: Tasks, dispatcher: Alive, backends: Mapping[str, Backend]) -> APIRouter:
     """The two routes. A destination that is down does not make the service unready: tasks wait for it."""
     router = APIRouter(tags=["Health"])
 
-    @router.get("/livez", operation_id="Livez")
+    @router.get("/livez", operation_id="Livez", summary="The process answers", response_model=Liveness)
     async def livez() -> Response:
         return _json(200, {"status": "ok"})
 
-    @router.get("/readyz", operation_id="Readyz")
+    @router.get(
+        "/readyz",
+        operation_id="Readyz",
+        summary="It can take tasks and drive them",
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": "It cannot; the sentences say why."}},
+    )
     async def readyz() -> Response:
         store = await _store_sentence(tasks)
         driving = dispatcher.alive

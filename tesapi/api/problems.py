@@ -5,37 +5,50 @@ from __future__ import annotations
 import http
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Scope
 
-from tesapi.errors import FieldProblem, InvalidDocument, StoreUnavailable, TaskNotFound, TesapiError
+from tesapi.api.requests import BodyTooLong
+from tesapi.errors import CallerProblem, FieldProblem, InvalidDocument, StoreUnavailable, TaskNotFound, TesapiError
 
 _log = logging.getLogger(__name__)
 
-_STATUS: dict[type[TesapiError], int] = {
-    InvalidDocument: 400,
-    TaskNotFound: 404,
-    StoreUnavailable: 503,
-}
+MEDIA_TYPE = "application/problem+json"
 _RETRY_AFTER_S = "5"
 
 
-class Forbidden(TesapiError):
-    """The request comes from a web page that has no business here."""
+class NothingThere(CallerProblem):
+    """The path leads nowhere."""
 
 
-_STATUS[Forbidden] = 403
+class ForeignPage(CallerProblem):
+    """A web page of elsewhere wants to make a change here."""
+
+
+class ForeignHost(CallerProblem):
+    """The request was meant for a host of another name."""
+
+
+_STATUS: dict[type[TesapiError], int] = {
+    InvalidDocument: 400,
+    ForeignPage: 403,
+    TaskNotFound: 404,
+    NothingThere: 404,
+    BodyTooLong: 413,
+    ForeignHost: 421,
+    StoreUnavailable: 503,
+}
 
 
 def install(app: FastAPI) -> None:
     """Have every error of `app` answered as a problem."""
-    app.add_exception_handler(TesapiError, _of_ours)
-    app.add_exception_handler(RequestValidationError, _of_parameters)
     app.add_exception_handler(HTTPException, _of_routing)
-    app.add_exception_handler(Exception, _of_nobody)
+    app.add_exception_handler(Exception, _of_request)
 
 
 def problem(
@@ -46,45 +59,49 @@ def problem(
     if errors:
         body["errors"] = [{"field": e.field, "problem": e.problem, "allowed": e.allowed} for e in errors]
     # Escaped, because what a client sent may stand in it, and be no Unicode text.
-    return Response(json.dumps(body), status, dict(headers or {}), "application/problem+json")
+    return Response(json.dumps(body), status, dict(headers or {}), MEDIA_TYPE)
 
 
-async def _of_ours(request: Request, error: Exception) -> Response:
+def of_error(scope: Scope, error: Exception) -> Response:
+    """The answer to a request that raised `error`; whatever is this server's fault is logged."""
+    method, path = scope["method"], scope["path"]
+    if not isinstance(error, TesapiError):
+        _log.error("%s %r failed", method, path, exc_info=error)
+        return problem(500, "The server failed on this request; its log says why.")
+    if isinstance(error, NothingThere):
+        return problem(404, _nothing_at(path))
     status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
     if status >= 500:
-        _log.error("%s %s: %s", request.method, request.url.path, error)
+        _log.error("%s %r: %s", method, path, error)
     headers = {"Retry-After": _RETRY_AFTER_S} if status == 503 else {}
     errors = error.problems if isinstance(error, InvalidDocument) else ()
     return problem(status, str(error), errors, headers)
 
 
-async def _of_parameters(request: Request, error: Exception) -> Response:
-    found = error.errors() if isinstance(error, RequestValidationError) else []
-    fields = [_parameter_problem(details) for details in found]
-    return problem(400, str(InvalidDocument(fields)), fields)
+def other_method(method: str, allowed: Iterable[str]) -> Response:
+    """The answer to a method that the path has not; OPTIONS asks which it has."""
+    allow = {"Allow": ", ".join([*allowed, "OPTIONS"])}
+    if method == "OPTIONS":
+        return Response(status_code=204, headers=allow)
+    return problem(405, f"{method} is not possible here; these are: {allow['Allow']}.", headers=allow)
 
 
-def _parameter_problem(details: Mapping[str, object]) -> FieldProblem:
-    location = details["loc"]
-    field = str(location[-1]) if isinstance(location, tuple) else "the request"
-    context = details.get("ctx")
-    if details["type"] == "enum" and isinstance(context, Mapping):
-        allowed = str(context["expected"]).replace("'", "")
-    else:
-        allowed = str(details["msg"]).removeprefix("Input should be ")
-    return FieldProblem(field, f"is {details['input']!r}", allowed)
+def _nothing_at(path: str) -> str:
+    return f"There is nothing at {path}; the TES API is at /ga4gh/tes/v1."
 
 
 async def _of_routing(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
-        return await _of_nobody(request, error)
-    details = {
-        404: f"There is nothing at {request.url.path}; the TES API is at /ga4gh/tes/v1.",
-        405: f"{request.method} is not possible at {request.url.path}.",
-    }
-    return problem(error.status_code, details.get(error.status_code, str(error.detail)), headers=error.headers)
+        return of_error(request.scope, error)
+    headers = dict(error.headers or {})
+    match error.status_code:
+        case 404:
+            return problem(404, _nothing_at(request.url.path))
+        case 405:
+            return other_method(request.method, headers.get("Allow", "").split(", "))
+        case _:
+            return problem(error.status_code, str(error.detail), headers=headers)
 
 
-async def _of_nobody(request: Request, error: Exception) -> Response:
-    _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return problem(500, "The server failed on this request; its log says why.")
+async def _of_request(request: Request, error: Exception) -> Response:
+    return of_error(request.scope, error)

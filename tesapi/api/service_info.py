@@ -2,31 +2,14 @@
 
 from __future__ import annotations
 
-import json
-
-from fastapi import APIRouter, Response
-
 from tesapi import __version__
 from tesapi.settings import Settings
 
 _TES_VERSION = "1.1.0"
 
 
-def routes(settings: Settings) -> APIRouter:
-    """The route, for one prefix."""
-    router = APIRouter(tags=["TaskService"])
-    body = json.dumps(_service_info(settings)).encode()
-
-    # An early client asks below /tasks, where it would be taken for a task's id.
-    @router.get("/tasks/service-info", include_in_schema=False)
-    @router.get("/service-info", operation_id="GetServiceInfo")
-    async def get_service_info() -> Response:
-        return Response(body, media_type="application/json")
-
-    return router
-
-
-def _service_info(settings: Settings) -> dict[str, object]:
+def service_info(settings: Settings) -> dict[str, object]:
+    """The answer to GetServiceInfo."""
     info = settings.service_info
     body: dict[str, object] = {
         "id": info.id,

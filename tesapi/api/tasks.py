@@ -1,92 +1,108 @@
-"""CreateTask, GetTask, ListTasks and CancelTask of TES 1.1."""
+"""The operations of TES 1.1, as one small ASGI application.
+
+A task is read in less time than a web framework takes to find out which function reads it; so these five operations
+are found by hand, and answered with the bytes that the store has. `openapi.py` documents them.
+"""
 
 from __future__ import annotations
 
-import itertools
 import json
-from typing import Annotated, Any
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 
-from fastapi import APIRouter, Query, Request, Response
+from starlette.types import Receive, Scope, Send
 
-from tesapi.api.deps import body_within, caller, refuse_foreign_pages
-from tesapi.errors import FieldProblem, InvalidDocument
-from tesapi.store.base import TaskQuery
+from tesapi.api import parameters, problems, requests
+from tesapi.security.identity import Identity
+from tesapi.settings import Settings
 from tesapi.tasks import Tasks
-from tesapi.tes.models import CanceledTask, CreatedTask, Task, TaskList, View, parse_document
-from tesapi.tes.states import State
+from tesapi.tes.models import parse_document
 
-_TASK_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Task"}}},
-    }
-}
-_VIEW = Query(description="MINIMAL: id and state. BASIC: all but contents, streams and system logs. FULL: everything.")
-_SIZE = Query(ge=1, le=2047, description="Tasks per page, less than 2048.")
-_TOKEN = Query(description="`next_page_token` of the page before, with the same filters.")
-_NAME_PREFIX = Query(description="Tasks whose name begins with this text; no character has a special meaning.")
-_STATE = Query(description="Tasks in this state.")
-_TAG_KEY = Query(description="Tasks with a tag of this key; given more than once, with all of them.")
-_TAG_VALUE = Query(description="The value for the `tag_key` at the same place; empty or missing, any value.")
+Headers = Mapping[bytes, bytes]
+Caller = Callable[[Headers], Identity]
 
 
-def routes(tasks: Tasks, *, max_body_bytes: int, check_origin: bool) -> APIRouter:
-    """The routes, for one prefix. With `check_origin`, foreign web pages cannot change anything."""
-    router = APIRouter(tags=["TaskService"])
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What an operation gets to see. `task_id` is empty where the path names none."""
 
-    @router.get("/tasks/{task_id}", operation_id="GetTask", responses={200: {"model": Task}})
-    async def get_task(task_id: str, request: Request, view: Annotated[View, _VIEW] = View.MINIMAL) -> Response:
-        return _json(await tasks.view(task_id, view, caller(request).owner))
+    task_id: str
+    query_string: bytes
+    headers: Headers
+    receive: Receive
 
-    @router.post("/tasks", operation_id="CreateTask", responses={200: {"model": CreatedTask}}, openapi_extra=_TASK_BODY)
-    async def create_task(request: Request) -> Response:
-        if check_origin:
-            refuse_foreign_pages(request)
-        document = parse_document(await body_within(request, max_body_bytes))
-        task_id = await tasks.create(document, caller(request).owner)
-        return _json(b'{"id":"%s"}' % task_id.encode())
 
-    @router.get("/tasks", operation_id="ListTasks", responses={200: {"model": TaskList}})
-    async def list_tasks(
-        request: Request,
-        view: Annotated[View, _VIEW] = View.MINIMAL,
-        page_size: Annotated[int, _SIZE] = 256,
-        page_token: Annotated[str | None, _TOKEN] = None,
-        name_prefix: Annotated[str, _NAME_PREFIX] = "",
-        state: Annotated[State | None, _STATE] = None,
-        tag_key: Annotated[list[str] | None, _TAG_KEY] = None,
-        tag_value: Annotated[list[str] | None, _TAG_VALUE] = None,
-    ) -> Response:
-        query = TaskQuery(
-            view=view,
-            size=page_size,
-            token=page_token or None,
-            owner=caller(request).owner,
-            name_prefix=name_prefix,
-            state=state,
-            tags=_zipped(tag_key or [], tag_value or []),
-        )
-        page = await tasks.find(query)
+_Operation = Callable[[_Request], Awaitable[bytes]]
+_CANCEL = ":cancel"
+
+
+class TesOperations:
+    """Answers requests for the paths of TES; `service_info` is told as it is."""
+
+    def __init__(self, settings: Settings, tasks: Tasks, service_info: Mapping[str, object], caller: Caller) -> None:
+        self._tasks = tasks
+        self._service_info = json.dumps(service_info).encode()
+        self._max_body_bytes = settings.server.max_body_mb << 20
+        self._caller = caller
+        self._of_all: dict[str, _Operation] = {
+            "GET": self._list_tasks,
+            "HEAD": self._list_tasks,
+            "POST": self._create_task,
+        }
+        self._of_task: dict[str, _Operation] = {"GET": self._get_task, "HEAD": self._get_task}
+        self._of_cancel: dict[str, _Operation] = {"POST": self._cancel_task}
+        self._of_service: dict[str, _Operation] = {"GET": self._get_service_info, "HEAD": self._get_service_info}
+
+    async def __call__(self, path: str, headers: Headers, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request for `path`, which is counted from behind the API's prefix."""
+        try:
+            operations, task_id = self._operations(path)
+            operation = operations.get(scope["method"])
+            if operation is None:
+                await problems.other_method(scope["method"], operations)(scope, receive, send)
+                return
+            body = await operation(_Request(task_id, scope["query_string"], headers, receive))
+        except requests.ClientGone:
+            return
+        except Exception as error:  # noqa: BLE001 - the outermost place: every error becomes an answer
+            await problems.of_error(scope, error)(scope, receive, send)
+            return
+        start = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": start})
+        await send({"type": "http.response.body", "body": body})
+
+    def _operations(self, path: str) -> tuple[Mapping[str, _Operation], str]:
+        if path == "/tasks":
+            return self._of_all, ""
+        # An early client asks below /tasks, where it would be taken for a task's id.
+        if path in {"/service-info", "/tasks/service-info"}:
+            return self._of_service, ""
+        head, tasks, task_id = path.partition("/tasks/")
+        if head or not tasks or "/" in task_id:
+            raise problems.NothingThere
+        if task_id.endswith(_CANCEL):
+            return self._of_cancel, task_id.removesuffix(_CANCEL)
+        return self._of_task, task_id
+
+    async def _get_task(self, request: _Request) -> bytes:
+        view = parameters.view(request.query_string)
+        return await self._tasks.view(request.task_id, view, self._caller(request.headers).owner)
+
+    async def _create_task(self, request: _Request) -> bytes:
+        body = await requests.json_body(request.headers, request.receive, self._max_body_bytes)
+        task_id = await self._tasks.create(parse_document(body), self._caller(request.headers).owner)
+        return b'{"id":"%s"}' % task_id.encode()
+
+    async def _list_tasks(self, request: _Request) -> bytes:
+        query = parameters.query(request.query_string, self._caller(request.headers).owner)
+        page = await self._tasks.find(query)
         token = b"" if page.next_token is None else b',"next_page_token":' + json.dumps(page.next_token).encode()
-        return _json(b'{"tasks":[%s]%s}' % (b",".join(page.views), token))
+        return b'{"tasks":[%s]%s}' % (b",".join(page.views), token)
 
-    @router.post("/tasks/{task_id}:cancel", operation_id="CancelTask", responses={200: {"model": CanceledTask}})
-    async def cancel_task(task_id: str, request: Request) -> Response:
-        if check_origin:
-            refuse_foreign_pages(request)
-        await tasks.cancel(task_id, caller(request).owner)
-        return _json(b"{}")
+    async def _cancel_task(self, request: _Request) -> bytes:
+        # Whatever stands in its body is nobody's business: clients send nothing, an object, or their task.
+        await self._tasks.cancel(request.task_id, self._caller(request.headers).owner)
+        return b"{}"
 
-    return router
-
-
-def _zipped(keys: list[str], values: list[str]) -> tuple[tuple[str, str], ...]:
-    """The tags asked for; a key without a value fits any value."""
-    if len(values) > len(keys):
-        problem = FieldProblem("tag_value", f"is given {len(values)} times", f"as often as tag_key ({len(keys)} times)")
-        raise InvalidDocument([problem])
-    return tuple(itertools.zip_longest(keys, values, fillvalue=""))
-
-
-def _json(body: bytes) -> Response:
-    return Response(body, media_type="application/json")
+    async def _get_service_info(self, request: _Request) -> bytes:
+        return self._service_info

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from tesapi import logs
 from tesapi.app import running
@@ -45,15 +47,7 @@ async def _serve(settings: Settings) -> None:
     listener = _listen(settings.server.host, settings.server.port)
     with contextlib.closing(listener):
         async with running(settings) as app:
-            config = uvicorn.Config(
-                app,
-                http="httptools",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                timeout_graceful_shutdown=_SHUTDOWN_S,
-            )
+            config = configured(app, trusted_proxies=settings.server.trusted_proxies)
             server = _Server(config)
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -61,8 +55,26 @@ async def _serve(settings: Settings) -> None:
             host, port = listener.getsockname()[:2]
             address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
             _log.info("TES is served at http://%s/ga4gh/tes/v1; data are in %s.", address, settings.server.data_dir)
+            # What is there by now stays: looking through it again and again would make the slowest answers slower.
+            gc.collect()
+            gc.freeze()
             await server.serve([listener])
         _log.info("Stopped; jobs that run go on, and are found again at the next start.")
+
+
+def configured(app: ASGIApp, *, trusted_proxies: Sequence[str] = ()) -> uvicorn.Config:
+    """How uvicorn serves `app`. Only from `trusted_proxies` it believes who they speak for, and by which scheme."""
+    return uvicorn.Config(
+        app,
+        http="httptools",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=bool(trusted_proxies),
+        forwarded_allow_ips=list(trusted_proxies),
+        timeout_graceful_shutdown=_SHUTDOWN_S,
+    )
 
 
 class _Server(uvicorn.Server):

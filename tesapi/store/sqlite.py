@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import queue
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -38,7 +39,10 @@ Row = tuple[Any, ...]
 _Columns = tuple[Row, bytes, bytes, bytes, tuple[tuple[str, str], ...]]
 
 _MINIMAL = "SELECT t.seq, t.id, t.owner, t.state FROM tasks t"
-_BASIC = "SELECT t.seq, t.id, t.owner, t.state, f.version, f.json FROM tasks t JOIN fragments f USING (seq)"
+_BASIC = (
+    "SELECT t.seq, t.id, t.owner, t.state, f.version, f.json, d.json"
+    " FROM tasks t JOIN fragments f USING (seq) JOIN documents d USING (seq)"
+)
 _RECORD = (
     "SELECT t.seq, t.id, t.owner, t.state, t.revision, t.created, d.json, p.json"
     " FROM tasks t JOIN documents d USING (seq) JOIN progress p USING (seq)"
@@ -70,6 +74,7 @@ _log = logging.getLogger(__name__)
 _SEQ_MAX = 2**63 - 1
 _MAX_BATCH = 512
 _LONGEST_PAUSE_S = 3600.0
+_ROWS_AT_ONCE = (64, 32, 16, 8, 4, 2, 1)  # few different statements: SQLite prepares each of them only once
 
 
 class SqliteStore:
@@ -109,8 +114,7 @@ class SqliteStore:
         self._resources.close()
 
     async def insert(self, records: Sequence[TaskRecord]) -> None:
-        rows = [_columns(record) for record in records]
-        await self._writer.submit(lambda db: _insert(db, rows))
+        await self._writer.insert([_columns(record) for record in records])
 
     async def load(self, task_id: str, *, owner: str | None = None) -> TaskRecord:
         return _record(self._one(_RECORD, task_id, owner))
@@ -233,14 +237,29 @@ class SqliteStore:
 
 
 def _insert(db: sqlite3.Connection, rows: Sequence[_Columns]) -> None:
-    for task, document, progress, fragment, tags in rows:
-        seq = db.execute(
-            "INSERT INTO tasks (id, owner, state, work, revision, created, name) VALUES (?, ?, ?, ?, ?, ?, ?)", task
-        ).lastrowid
-        db.execute("INSERT INTO documents VALUES (?, ?)", (seq, document))
-        db.execute("INSERT INTO progress VALUES (?, ?)", (seq, progress))
-        db.execute("INSERT INTO fragments VALUES (?, ?, ?)", (seq, views.RENDER_VERSION, fragment))
-        db.executemany("INSERT INTO tags VALUES (?, ?, ?, ?)", [(key, value, task[1], seq) for key, value in tags])
+    (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM tasks").fetchone()
+    numbered = list(enumerate(rows, start=last + 1))
+    arrivals = [
+        (seq, *task, document, progress, views.RENDER_VERSION, fragment)
+        for seq, (task, document, progress, fragment, _) in numbered
+    ]
+    _insert_into(db, "arrivals", arrivals)
+    _insert_into(db, "tags", [(key, value, task[1], seq) for seq, (task, *_, tags) in numbered for key, value in tags])
+
+
+def _insert_into(db: sqlite3.Connection, table: str, rows: Sequence[Row]) -> None:
+    """Insert `rows`, many with each statement.
+
+    The interpreter's lock is given up around every statement, and this thread has to queue for it again behind the
+    event loop: that takes longer than the statement itself.
+    """
+    done = 0
+    for size in _ROWS_AT_ONCE:
+        while done + size <= len(rows):
+            some = rows[done : done + size]
+            values = ", ".join([f"({', '.join('?' * len(some[0]))})"] * size)
+            db.execute(f"INSERT INTO {table} VALUES {values}", list(itertools.chain.from_iterable(some)))  # noqa: S608
+            done += size
 
 
 def _replace(db: sqlite3.Connection, record: TaskRecord, progress: bytes, fragment: bytes) -> bool:
@@ -268,7 +287,7 @@ def _renew(db: sqlite3.Connection, holder: str, task_ids: frozenset[str]) -> dic
 def _columns(record: TaskRecord) -> _Columns:
     created, name = record.created.isoformat(), record.document.name
     task = (record.id, record.owner, record.state.value, record.work.value, record.revision, created, name)
-    document = record.document.model_dump_json(exclude_none=True).encode()
+    document = views.dump_document(record.document)
     tags = tuple((record.document.tags or {}).items())
     return task, document, dump_progress(record.progress), views.basic_fragment(record), tags
 
@@ -304,11 +323,11 @@ def _rendered(db: sqlite3.Connection, view: View, row: Row) -> bytes:
         case View.MINIMAL:
             return views.minimal(row[1], State(row[3]))
         case View.BASIC:
-            seq, task_id, _, state, version, fragment = row
+            seq, task_id, _, state, version, fragment, document = row
             if version != views.RENDER_VERSION:
                 record = _record(db.execute(_RECORD + _BY_SEQ, (seq,)).fetchone())
                 return views.render(record, View.BASIC)
-            return views.with_fragment(task_id, State(state), fragment)
+            return views.with_fragment(task_id, State(state), fragment, document)
         case View.FULL:
             return views.full(_record(row))
 
@@ -318,10 +337,14 @@ def _rendered(db: sqlite3.Connection, view: View, row: Row) -> bytes:
 
 @dataclass(slots=True)
 class _Write(Generic[T]):
-    """What a caller wants written, and where the answer goes. It may be run again after a rollback."""
+    """What a caller wants written, and where the answer goes. It may be run again after a rollback.
 
-    operation: Callable[[sqlite3.Connection], T]
+    Without an operation it is new tasks, as `rows`.
+    """
+
+    operation: Callable[[sqlite3.Connection], T] | None
     answer: asyncio.Future[T]
+    rows: Sequence[_Columns] = ()
     result: T | None = None
     error: Exception | None = None
 
@@ -341,22 +364,38 @@ class _Writer:
         self._db = db
         self._path = path
         self._loop = asyncio.get_running_loop()
-        self._queue: queue.SimpleQueue[_Write[Any] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[list[_Write[Any]] | None] = queue.SimpleQueue()
+        self._asked: list[_Write[Any]] = []
         self.closed = False
         self._thread = threading.Thread(target=self._work, name="sqlite-writer", daemon=True)
         self._thread.start()
 
     def submit(self, operation: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         """Have `operation` run inside a transaction; its answer comes when that is durable, or StoreUnavailable."""
+        return self._submit(_Write(operation, self._loop.create_future()))
+
+    def insert(self, rows: Sequence[_Columns]) -> asyncio.Future[None]:
+        """Have new tasks inserted; answered as `submit` does."""
+        return self._submit(_Write(None, self._loop.create_future(), rows))
+
+    def _submit(self, write: _Write[T]) -> asyncio.Future[T]:
         if self.closed:
             raise StoreUnavailable(f"The database {self._path} is closed.")
-        answer: asyncio.Future[T] = self._loop.create_future()
-        self._queue.put(_Write(operation, answer))
-        return answer
+        if not self._asked:
+            # What the loop is asked for in one round goes over together: a thread is not woken for each of them.
+            self._loop.call_soon(self._hand_over)
+        self._asked.append(write)
+        return write.answer
+
+    def _hand_over(self) -> None:
+        if self._asked:
+            self._queue.put(self._asked)
+            self._asked = []
 
     def close(self) -> None:
         """Write what has been submitted, and end."""
         self.closed = True
+        self._hand_over()
         self._queue.put(None)
         self._thread.join()
 
@@ -372,9 +411,9 @@ class _Writer:
 
     def _gathered(self) -> tuple[list[_Write[Any]], bool]:
         batch: list[_Write[Any]] = []
-        while (write := self._queue.get()) is not None:
-            batch.append(write)
-            if len(batch) == _MAX_BATCH or self._queue.empty():
+        while (asked := self._queue.get()) is not None:
+            batch += asked
+            if len(batch) >= _MAX_BATCH or self._queue.empty():
                 return batch, True
         return batch, False
 
@@ -388,8 +427,8 @@ class _Writer:
     def _transact(self, batch: Sequence[_Write[Any]]) -> Exception | None:
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            for write in batch:
-                write.result = write.operation(self._db)
+            for inserting, writes in itertools.groupby(batch, lambda write: write.operation is None):
+                self._run(inserting, writes)
             self._db.execute("COMMIT")
         except Exception as error:  # noqa: BLE001 - whoever asked gets it
             with contextlib.suppress(sqlite3.Error):  # of some errors SQLite has rolled back by itself
@@ -400,6 +439,14 @@ class _Writer:
             problem.__cause__ = error
             return problem
         return None
+
+    def _run(self, inserting: bool, writes: Iterable[_Write[Any]]) -> None:
+        if inserting:
+            _insert(self._db, [row for write in writes for row in write.rows])
+            return
+        for write in writes:
+            if write.operation is not None:
+                write.result = write.operation(self._db)
 
 
 def _tell(batch: Sequence[_Write[Any]]) -> None:

@@ -102,9 +102,9 @@ def _rounded_up(value: object) -> object:
 
 
 Text = Annotated[str, AfterValidator(_no_nul)]
-Path = Annotated[str, AfterValidator(_absolute_below_root)]
-OptionalPath = Annotated[str, AfterValidator(_absolute_or_empty)]
-Url = Annotated[str, AfterValidator(_url)]
+Path = Annotated[str, AfterValidator(_absolute_below_root), Field(json_schema_extra={"pattern": "^/"})]
+OptionalPath = Annotated[str, AfterValidator(_absolute_or_empty), Field(json_schema_extra={"pattern": "^(/|$)"})]
+Url = Annotated[str, AfterValidator(_url), Field(json_schema_extra={"pattern": "^(/|[A-Za-z][A-Za-z0-9+.-]*:.)"})]
 
 
 class FileType(StrEnum):
@@ -238,6 +238,20 @@ class Task(TaskDocument):
     creation_time: datetime | None = None
 
 
+class TaskState(Wire):
+    """A task in the MINIMAL view. The published document forgets that this view has no executors."""
+
+    id: str
+    state: State
+
+
+class TaskListOfStates(Wire):
+    """A page of tasks in the MINIMAL view; without a token it is the last one."""
+
+    tasks: tuple[TaskState, ...]
+    next_page_token: str | None = None
+
+
 class TaskList(Wire):
     """A page of tasks; without a token it is the last one."""
 
@@ -249,10 +263,6 @@ class CreatedTask(Wire):
     """The answer to CreateTask."""
 
     id: str
-
-
-class CanceledTask(Wire):
-    """The answer to CancelTask: an empty object."""
 
 
 def parse_document(body: bytes) -> TaskDocument:

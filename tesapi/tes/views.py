@@ -1,6 +1,7 @@
 """The three views of a task as JSON bytes.
 
 A stored BASIC view is a *fragment*: the fields behind id and state, which change while the fragment does not have to.
+Where nothing of the document is left out in BASIC, it is only what stands behind the document, and begins with a comma.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from pydantic import TypeAdapter
 from tesapi.tes.models import ExecutorLog, OutputFileLog, TaskLog, View
 
 if TYPE_CHECKING:
+    from tesapi.tes.models import TaskDocument
     from tesapi.tes.record import Attempt, ExecutorRun, Note, TaskRecord
     from tesapi.tes.states import State
 
-RENDER_VERSION = 1
+RENDER_VERSION = 2
 """Raised whenever `basic_fragment` renders differently: stored fragments of other versions are rendered anew."""
 
 _BASIC_INPUTS = {"inputs": {"__all__": {"content"}}}
@@ -30,21 +32,29 @@ def minimal(task_id: str, state: State) -> bytes:
     return b'{"id":%s,"state":"%s"}' % (json.dumps(task_id).encode(), state.value.encode())
 
 
-def with_fragment(task_id: str, state: State, fragment: bytes) -> bytes:
-    """A view of a task from its id, its state and a stored fragment."""
-    return b'{"id":%s,"state":"%s",%s}' % (json.dumps(task_id).encode(), state.value.encode(), fragment)
+def with_fragment(task_id: str, state: State, fragment: bytes, document: bytes) -> bytes:
+    """The BASIC view from a task's id, state, stored fragment and document (see `dump_document`)."""
+    fields = document[1:-1] + fragment if fragment.startswith(b",") else fragment
+    return b'{"id":%s,"state":"%s",%s}' % (json.dumps(task_id).encode(), state.value.encode(), fields)
+
+
+def dump_document(document: TaskDocument) -> bytes:
+    """The document as JSON text, as it is stored and shown."""
+    return document.model_dump_json(exclude_none=True).encode()
 
 
 def basic_fragment(record: TaskRecord) -> bytes:
-    """All fields of the BASIC view behind id and state."""
-    document = record.document.model_dump_json(exclude_none=True, exclude=_BASIC_INPUTS)
-    return _fragment(record, document, View.BASIC)
+    """What of the BASIC view is stored beside the document."""
+    behind = _behind_document(record, View.BASIC)
+    if all(source.content is None for source in record.document.inputs or ()):
+        return behind
+    return record.document.model_dump_json(exclude_none=True, exclude=_BASIC_INPUTS)[1:-1].encode() + behind
 
 
 def full(record: TaskRecord) -> bytes:
     """The FULL view."""
-    document = record.document.model_dump_json(exclude_none=True)
-    return with_fragment(record.id, record.state, _fragment(record, document, View.FULL))
+    document = dump_document(record.document)
+    return with_fragment(record.id, record.state, _behind_document(record, View.FULL), document)
 
 
 def render(record: TaskRecord, view: View) -> bytes:
@@ -53,15 +63,15 @@ def render(record: TaskRecord, view: View) -> bytes:
         case View.MINIMAL:
             return minimal(record.id, record.state)
         case View.BASIC:
-            return with_fragment(record.id, record.state, basic_fragment(record))
+            document = dump_document(record.document)
+            return with_fragment(record.id, record.state, basic_fragment(record), document)
         case View.FULL:
             return full(record)
 
 
-def _fragment(record: TaskRecord, document: str, view: View) -> bytes:
+def _behind_document(record: TaskRecord, view: View) -> bytes:
     logs = _logs.dump_json(_task_logs(record, view), exclude_none=True)
-    created = _time.dump_json(record.created)
-    return b'%s,"logs":%s,"creation_time":%s' % (document[1:-1].encode(), logs, created)
+    return b',"logs":%s,"creation_time":%s' % (logs, _time.dump_json(record.created))
 
 
 def _task_logs(record: TaskRecord, view: View) -> tuple[TaskLog, ...]:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
-from tesapi.api import health, problems
-from tesapi.api import tasks as task_routes
+from tesapi.api import health, requests
+from tesapi.api.door import Door
+from tesapi.api.tasks import TesOperations
 from tesapi.app import running
 from tesapi.backends import runtimes
 from tesapi.settings import Settings, load
@@ -28,7 +29,7 @@ class _Dispatcher:
         self.alive = alive
 
 
-def _client(app: FastAPI) -> httpx.AsyncClient:
+def _client(app: Callable[..., Any]) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     return httpx.AsyncClient(transport=transport, base_url="http://localhost")
 
@@ -59,15 +60,14 @@ async def test_the_service_is_unready_without_its_store_or_its_dispatcher(
 
 
 async def test_a_store_that_is_away_is_a_503_that_says_when_to_come_again(tmp_path: pathlib.Path) -> None:
-    app = FastAPI()
-    problems.install(app)
+    settings = _settings(tmp_path)
     async with SqliteStore(tmp_path / "db") as store:
-        app.include_router(task_routes.routes(Tasks(store, {}), max_body_bytes=1 << 20, check_origin=True))
-    async with _client(app) as client:
+        operations = TesOperations(settings, Tasks(store, {}), {}, requests.anonymous)
+    async with _client(Door(settings, operations, FastAPI())) as client:
         for answer in (
-            await client.post("/tasks", json=TRUE),
-            await client.get("/tasks"),
-            await client.get("/tasks/x"),
+            await client.post("/v1/tasks", json=TRUE),
+            await client.get("/v1/tasks"),
+            await client.get("/v1/tasks/x"),
         ):
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "5"
