@@ -32,6 +32,7 @@ def bubblewrap(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, object]
 @pytest.fixture(scope="session")
 def docker_engine() -> Iterator[DockerEngine]:
     """A Docker engine of the tests' own."""
+    _wanted("docker")
     try:
         with engines.docker() as engine:
             yield engine
@@ -42,6 +43,7 @@ def docker_engine() -> Iterator[DockerEngine]:
 @pytest.fixture(scope="session")
 def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, object]]:
     """What a job's document says of a podman of the tests' own."""
+    _wanted("podman")
     try:
         with podman_settings(tmp_path_factory.mktemp("podman")) as found:
             yield found
@@ -66,6 +68,11 @@ def runtime(request: pytest.FixtureRequest) -> Mapping[str, object]:
 def place(tmp_path: pathlib.Path, runtime: Mapping[str, object]) -> JobPlace:
     """A job's place, and a storage root beside it."""
     return JobPlace(tmp_path, runtime)
+
+
+def _wanted(runtime: str) -> None:
+    if runtime not in RUNTIMES:
+        pytest.skip(f"{runtime} is not in TESAPI_TEST_RUNTIMES")
 
 
 def missing(reason: str) -> NoReturn:

@@ -114,7 +114,7 @@ def _story(job: Job, places: Places, runtime: Runtime, stop: guard.Stop, report:
         runtime.pull(image, stop.check)
     layout = mounts.plan(job, places.work)
     mounts.make_folders(job, layout)
-    stage.stage_in(job, layout, storages, stop.check)
+    stage.stage_in(job, layout, storages, report, stop.check)
     mounts.make_mount_points(layout)  # before the folders around them are opened to all
     if runtime.foreign_users:
         mounts.open_to_all(layout)

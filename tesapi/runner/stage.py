@@ -9,8 +9,9 @@ from typing import Callable, List, Optional, Set, Tuple
 from . import wildcards
 from .job import Input, Job, Output, Refused
 from .mounts import Layout, Namespace, normal
+from .progress import Progress
 from .report import Report, plain
-from .storage.base import StorageFailure, Storages, below, shown
+from .storage.base import Storage, StorageFailure, Storages, below, shown
 
 Check = Callable[[], None]
 
@@ -30,10 +31,11 @@ def refusal(job: Job, storages: Storages) -> Optional[str]:
     return None
 
 
-def stage_in(job: Job, layout: Layout, storages: Storages, check: Check) -> None:
-    """Put each input where the layout wants it. Raises StorageFailure."""
+def stage_in(job: Job, layout: Layout, storages: Storages, report: Report, check: Check) -> None:
+    """Put each input where the layout wants it, and say how far that is. Raises StorageFailure."""
     staged: Set[str] = set()
-    for item, path in zip(job.inputs, layout.staged_inputs):
+    progress = Progress(report.note)
+    for number, (item, path) in enumerate(zip(job.inputs, layout.staged_inputs), 1):
         check()
         if path in staged:
             continue  # the same input twice
@@ -42,7 +44,14 @@ def stage_in(job: Job, layout: Layout, storages: Storages, check: Check) -> None
         if item.content is not None:
             _write(item, path)
             continue
-        storages.of(item.url or "").get(item.url or "", path, check)
+        storage = storages.of(item.url or "")
+        of_all = f"input {number} of {len(job.inputs)} ({shown(item.url or '')})"
+
+        def look(storage: Storage = storage, path: str = path, of_all: str = of_all) -> None:
+            check()
+            progress.tell(lambda: _how_far(of_all, path, storage.total))
+
+        storage.get(item.url or "", path, look)
         # The other way round is no mistake: clients call directories files where they do not know better.
         if item.type == "DIRECTORY" and not os.path.isdir(path):
             raise StorageFailure(f"{shown(item.url or '')} is a file, and the input {item.path} is to be a directory.")
@@ -52,7 +61,8 @@ def stage_out(job: Job, layout: Layout, storages: Storages, report: Report, chec
     """Store each output that is there, and report it; a sentence for each that is not there or could not be stored."""
     out = _Out(Namespace(layout.mounts), storages, report, check)
     problems: List[str] = []
-    for output in job.outputs:
+    for number, output in enumerate(job.outputs, 1):
+        out.what = f"output {number} of {len(job.outputs)}"
         check()
         try:
             out.store(output)
@@ -70,7 +80,14 @@ class _Out:
         self._namespace = namespace
         self._storages = storages
         self._report = report
-        self._check = check
+        self._stop = check
+        self._progress = Progress(report.note)
+        self._stored = 0
+        self.what = ""
+
+    def _check(self) -> None:
+        self._stop()
+        self._progress.tell(lambda: f"Storing {self.what}; {self._stored / 1e6:.0f} MB are stored.")
 
     def store(self, output: Output) -> None:
         path = normal(output.path)
@@ -100,6 +117,7 @@ class _Out:
         if not stat.S_ISREG(mode):
             raise Refused(f"The output {path} is not a regular file.")
         stored = self._storages.of(url).put(where, url, self._check)
+        self._stored += stored.size_bytes
         self._report.write("output", url=plain(stored.url), path=plain(path), size_bytes=stored.size_bytes)
         return True
 
@@ -138,6 +156,12 @@ class _Out:
             return os.lstat(self._namespace.resolve(path)).st_mode
         except (Refused, NotADirectoryError, FileNotFoundError):
             return None
+
+
+def _how_far(of_all: str, path: str, total: Optional[int]) -> str:
+    if total is None or not os.path.isfile(path):
+        return f"Staging in {of_all}."
+    return f"Staging in {of_all}: {os.path.getsize(path) / 1e6:.0f} of {total / 1e6:.0f} MB."
 
 
 def _write(item: Input, path: str) -> None:

@@ -7,6 +7,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 from typing import Any
@@ -241,6 +242,35 @@ def test_a_job_is_canceled_while_it_stages_in(place: JobPlace) -> None:
         place.cancelled_file.touch()
         runner.communicate(timeout=60)
     assert outcome(place.report()) == ("canceled", None)
+
+
+def test_a_job_is_canceled_while_it_stores_its_outputs(place: JobPlace) -> None:
+    place.write(
+        script("truncate -s 200G /out/big; echo x > /out/next"),
+        outputs=[{"path": "/out/big", "url": place.url("big")}, {"path": "/out/next", "url": place.url("next")}],
+    )
+    with place.start() as runner:
+        until(lambda: only(place.report(), "executor_ended") and len(list(place.storage.iterdir())), "the upload")
+        place.cancelled_file.touch()
+        runner.communicate(timeout=60)
+    assert outcome(place.report()) == ("canceled", None)
+    assert not (place.storage / "next").exists()
+    assert not (place.storage / "big").exists()
+    assert place.remains() == []
+
+
+def test_what_takes_long_says_how_far_it_is(place: JobPlace) -> None:
+    place.write(step("true"), inputs=[{"path": "/in", "url": place.url("big")}])
+    with (place.storage / "big").open("wb") as file:
+        file.truncate(900 << 30)
+    with place.start() as runner:
+        text = until(lambda: only(place.report(), "note"), "a note")[0]["text"]
+        place.cancelled_file.touch()
+        runner.communicate(timeout=60)
+    done, total = re.fullmatch(
+        re.escape(f"Staging in input 1 of 1 ({place.url('big')}): ") + r"(\d+) of (\d+) MB\.", text
+    ).groups()
+    assert 0 < int(done) < int(total) == 966368
 
 
 def test_a_signal_that_nobody_announced_is_a_system_error(place: JobPlace, counter: pathlib.Path) -> None:

@@ -21,10 +21,11 @@ from typing import Any, Dict, List, Optional, Tuple
 from ..job import Limits, Owner, Refused, Step
 from ..mounts import Mount, Namespace, is_within, normal
 from ..processes import boot_id, start_time
+from ..progress import Progress
 from ..report import tail
 from .base import Check, End, Note, Room
 from .containers import bad_image, comma_separated, with_tmp
-from .node import Progress, alone
+from .node import alone
 from .process import ProcessContainer, spawn
 
 _LOOK_S = 0.1

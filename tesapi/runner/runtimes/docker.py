@@ -20,11 +20,12 @@ import time
 from typing import Any, Callable, Dict, List, Optional, Tuple, TypeVar, Union
 
 from ..job import Limits, Owner, Refused, Step
+from ..progress import Progress
 from . import top
 from .base import Check, End, Note, Room
 from .containers import bad_image, labels, out_of_memory, owner_of, with_tmp
 from .engine import Answer, Engine, EngineAway, EngineRefused
-from .node import Progress, alone
+from .node import alone
 
 T = TypeVar("T")
 _Said = Union[Dict[str, Any], Exception, None]

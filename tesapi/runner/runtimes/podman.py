@@ -18,11 +18,12 @@ from typing import IO, Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from ..job import Limits, Owner, Refused, Step
 from ..mounts import Namespace, is_within, normal
+from ..progress import Progress
 from ..report import tail
 from . import top
 from .base import Check, End, Note, Room
 from .containers import bad_image, comma_separated, labels, out_of_memory, owner_of, with_tmp
-from .node import Progress, alone
+from .node import alone
 from .process import ProcessContainer, spawn, unnamed
 
 _LOOK_S = 0.1

@@ -37,6 +37,10 @@ class Storage(Protocol):
     What it says shows a URL as `shown` does.
     """
 
+    @property
+    def total(self) -> Optional[int]:
+        """How many bytes the file has that `get` is getting; None where that is not known, and of a directory."""
+
     def unsupported(self, url: str, operation: str) -> Optional[str]:
         """A sentence on why `operation` cannot be done with `url`, or None. Moves nothing.
 

@@ -22,6 +22,7 @@ class FileStorage:
     """`settings` are `{"roots": [absolute paths]}`."""
 
     def __init__(self, settings: Dict[str, Any]) -> None:
+        self._total: Optional[int] = None
         self._roots: List[str] = [os.path.realpath(root) for root in settings["roots"]]
 
     def unsupported(self, url: str, operation: str) -> Optional[str]:
@@ -41,7 +42,12 @@ class FileStorage:
             return f"{url}: the storage root {plain(root)} is not a directory on this machine."
         return None
 
+    @property
+    def total(self) -> Optional[int]:
+        return self._total
+
     def get(self, url: str, path: str, check: Callable[[], None]) -> None:
+        self._total = None
         try:
             # Without O_NONBLOCK, a FIFO would keep us here until somebody writes to it.
             source = os.open(path_of(url), os.O_RDONLY | os.O_NONBLOCK)
@@ -61,6 +67,8 @@ class FileStorage:
             self._get_folder(source, path, url, check, (*above, (status.st_dev, status.st_ino)))
         elif stat.S_ISREG(status.st_mode):
             target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            if not above:
+                self._total = status.st_size
             try:
                 _copy(source, target, check)
                 os.fchmod(target, 0o644 | (status.st_mode & 0o111))

@@ -55,6 +55,7 @@ class HttpStorage:
     """`settings` are Limits as a table."""
 
     def __init__(self, settings: Dict[str, Any]) -> None:
+        self._download: Optional[_Download] = None
         self._limits = Limits(**settings)
         self._policy = Policy(self._limits.deny_networks)
         self._patience = Patience(self._limits.connect_s, self._limits.stall_s, self._limits.min_bytes_s)
@@ -71,13 +72,17 @@ class HttpStorage:
             return f"{shown(url)}: web servers have no directories; each file needs an input of its own."
         return None
 
+    @property
+    def total(self) -> Optional[int]:
+        return None if self._download is None else self._download.size
+
     def get(self, url: str, path: str, check: Check) -> None:
         try:
             target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         except OSError as error:
             raise StorageFailure(f"{shown(url)} cannot be staged in: {error.strerror}.") from error
         try:
-            download = _Download(target, url, self._limits)
+            download = self._download = _Download(target, url, self._limits)
 
             def attempt() -> None:
                 with self._ask("GET", parse(url), download.headers(), None, check) as answer:
@@ -174,7 +179,7 @@ class HttpStorage:
 
 
 class _Download:
-    """One file on its way to the descriptor `target`, over as many answers as it takes."""
+    """One file on its way to the descriptor `target`, over as many answers as it takes. `size` is known with one."""
 
     def __init__(self, target: int, url: str, limits: Limits) -> None:
         self._target = target
@@ -182,7 +187,7 @@ class _Download:
         self._limits = limits
         self._have = 0
         self._most = 0
-        self._size: Optional[int] = None
+        self.size: Optional[int] = None
         self._validator: Optional[str] = None
 
     def headers(self) -> Dict[str, str]:
@@ -215,7 +220,7 @@ class _Download:
         self._read(answer)
 
     def _begin(self, response: http.client.HTTPResponse, announced: Optional[int]) -> None:
-        self._have, self._size = 0, announced
+        self._have, self.size = 0, announced
         with self._our_own():
             os.ftruncate(self._target, 0)
             os.lseek(self._target, 0, os.SEEK_SET)
@@ -226,17 +231,17 @@ class _Download:
     def _continue(self, response: http.client.HTTPResponse, announced: Optional[int]) -> None:
         """What begins where we are, and is of the file that we have begun. Anything else is begun anew."""
         validator, self._validator = self._validator, None
-        expected = f"bytes {self._have}-{(self._size or 0) - 1}/{self._size}"
+        expected = f"bytes {self._have}-{(self.size or 0) - 1}/{self.size}"
         if (response.getheader("Content-Range") or "").strip().replace("bytes=", "bytes ") != expected:
             raise Failed("the server sends another part of the file than it was asked for", again=True)
-        if announced is not None and announced != (self._size or 0) - self._have:
+        if announced is not None and announced != (self.size or 0) - self._have:
             raise Failed("the server contradicts itself on the size of the file", again=True)
         if _validator(response) not in (None, validator):
             raise Failed("the file changed while it was read", again=True)
         self._validator = validator
 
     def _read(self, answer: _Answer) -> None:
-        wire, response, size = answer.wire, answer.response, self._size
+        wire, response, size = answer.wire, answer.response, self.size
         if size is not None:
             self._refuse_size(size)
         wire.flow()
@@ -272,12 +277,12 @@ class _Download:
 
     def _refuse_size(self, size: int) -> None:
         """Raise where a file of `size` bytes would be too much, of which we have a part already."""
-        if self._size is not None and self._limits.max_gb is not None and size > self._limits.max_gb * _GB:
+        if self.size is not None and self._limits.max_gb is not None and size > self._limits.max_gb * _GB:
             raise Failed(f"it is larger than {self._limits.max_gb:g} GB (storage.http.max_gb)")
         with self._our_own():
             disk = os.fstatvfs(self._target)
         if size - self._have > disk.f_bavail * disk.f_frsize - self._limits.keep_free_gb * _GB:
-            how_large = "it has no end, and" if self._size is None else f"it has {size} bytes, and"
+            how_large = "it has no end, and" if self.size is None else f"it has {size} bytes, and"
             raise Failed(f"{how_large} would fill the disk, of which {self._limits.keep_free_gb:g} GB are kept free")
 
     @contextlib.contextmanager
