@@ -1,6 +1,7 @@
 # One command each: `make run` serves, `make test` tests. Both set up what they need in .venv, from hashed lock files.
 PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3.13 python3.14 python3))
 VENV ?= .venv
+WORKERS ?= 3
 SEED ?= 1
 SIZE ?= 300
 KILLS ?= 10
@@ -11,7 +12,7 @@ run: $(VENV)/ready
 	@exec $(VENV)/bin/tesapi serve
 
 test: $(VENV)/ready-dev
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest --numprocesses=$(WORKERS) --dist=loadscope $(ARGS)
 
 lint: $(VENV)/ready-dev
 	$(VENV)/bin/ruff check .
@@ -25,7 +26,7 @@ bench: $(VENV)/ready-dev
 
 # The kill suite at the size that the issues name; SEED and SIZE say which run it was.
 soak: $(VENV)/ready-dev
-	TESAPI_TEST_SIZE=$(SIZE) TESAPI_TEST_KILLS=$(KILLS) TESAPI_TEST_SEED=$(SEED) $(VENV)/bin/python -m pytest tests/services -m soak -s -o timeout=3600
+	TESAPI_TEST_SIZE=$(SIZE) TESAPI_TEST_KILLS=$(KILLS) TESAPI_TEST_SEED=$(SEED) TESAPI_TEST_CANCELS=100 TESAPI_TEST_PRINTED_MB=5000 $(VENV)/bin/python -m pytest tests/services tests/runner -m soak -s -o timeout=3600
 
 # Needs uv (`pip install uv`); run it after changing the dependencies in pyproject.toml.
 lock:

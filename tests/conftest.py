@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
@@ -41,11 +42,15 @@ def docker_engine() -> Iterator[DockerEngine]:
 
 
 @pytest.fixture(scope="session")
-def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mapping[str, object]]:
+def podman() -> Iterator[Mapping[str, object]]:
     """What a job's document says of a podman of the tests' own."""
     _wanted("podman")
     try:
-        with podman_settings(tmp_path_factory.mktemp("podman")) as found:
+        # Not in pytest's folder: podman takes no longer path than 50 bytes.
+        with (
+            tempfile.TemporaryDirectory(prefix="podman-", ignore_cleanup_errors=True) as folder,
+            podman_settings(pathlib.Path(folder)) as found,
+        ):
             yield found
     except engines.Missing as why:
         missing(str(why))

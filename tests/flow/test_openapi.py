@@ -97,6 +97,6 @@ async def test_service_info_is_what_the_operator_says_and_what_the_server_can(tm
         "contactUrl": "mailto:tes@example.org",
         "environment": "test",
         "version": __version__,
-        "storage": ["file:///data/in", "file:///data/out"],
+        "storage": ["file:///data/in", "file:///data/out", "http://", "https://"],
         "tesResources_backend_parameters": [],
     }

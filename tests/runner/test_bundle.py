@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import pathlib
 import subprocess
+from collections.abc import Mapping
 
 import pytest
 
 from tesapi.jobs.bundle import runner_text
 from tests.jobs import JobPlace, outcome, pythons, step
+
+
+@pytest.fixture
+def place(tmp_path: pathlib.Path, bubblewrap: Mapping[str, object]) -> JobPlace:
+    return JobPlace(tmp_path, bubblewrap)
 
 
 def test_it_is_ascii_text_of_modest_size() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pathlib
 
+import pytest
+
 from tests.jobs import JobPlace, only, outcome, script, step, until
 
 _MUCH_MB = int(os.environ.get("TESAPI_TEST_PRINTED_MB", "300"))
@@ -31,6 +33,7 @@ def test_a_program_that_has_daemons_is_canceled(place: JobPlace) -> None:
     _cancel(place)
 
 
+@pytest.mark.soak
 def test_a_program_that_prints_very_much_takes_neither_memory_nor_disk(place: JobPlace) -> None:
     place.write(script(f"head -c {_MUCH_MB}000000 /dev/zero | tr '\\000' x; echo; echo the end; echo begun; sleep 3"))
     largest_kb = most_blocks = 0
