@@ -12,6 +12,9 @@ import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 from pydantic import TypeAdapter
 
+from tesapi import __version__
+from tesapi.api.service_info import service_info
+from tesapi.settings import load
 from tesapi.tes.models import CreatedTask, Task, TaskList, TaskListOfStates, TaskState, parse_document
 
 OPERATIONS = {"GetServiceInfo", "GetTask", "CreateTask", "ListTasks", "CancelTask", "Livez", "Readyz"}
@@ -75,3 +78,25 @@ async def test_its_examples_of_tasks_run_as_they_stand(client: httpx.AsyncClient
     assert told["hello"]["logs"][0]["logs"][0]["stdout"] == "Hello from a task.\n"
     stored = pathlib.Path(told["count"]["outputs"][0]["url"].removeprefix("file://"))
     assert stored.read_text("ascii").strip() == "3"
+
+
+async def test_service_info_is_what_the_operator_says_and_what_the_server_can(tmp_path: pathlib.Path) -> None:
+    environ = {
+        "TESAPI_SERVICE_INFO__ID": "org.example.tes",
+        "TESAPI_SERVICE_INFO__ORGANIZATION_URL": "https://example.org/us",
+        "TESAPI_SERVICE_INFO__CONTACT_URL": "mailto:tes@example.org",
+        "TESAPI_SERVICE_INFO__ENVIRONMENT": "test",
+        "TESAPI_STORAGE__FILE__ROOTS": '["/data/in", "/data/out"]',
+    }
+    assert service_info(load(environ=environ, cwd=tmp_path).settings) == {
+        "id": "org.example.tes",
+        "name": "tesapi",
+        "type": {"group": "org.ga4gh", "artifact": "tes", "version": "1.1.0"},
+        "description": "GA4GH TES 1.1: batch tasks in containers.",
+        "organization": {"name": "tesapi", "url": "https://example.org/us"},
+        "contactUrl": "mailto:tes@example.org",
+        "environment": "test",
+        "version": __version__,
+        "storage": ["file:///data/in", "file:///data/out"],
+        "tesResources_backend_parameters": [],
+    }
