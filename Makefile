@@ -22,7 +22,7 @@ lint: $(VENV)/ready-dev
 	$(VENV)/bin/lint-imports
 
 bench: $(VENV)/ready-dev
-	$(VENV)/bin/python -m benchmarks $(ARGS)
+	$(VENV)/bin/python -m benchmarks $(if $(filter command line environment,$(origin SIZE)),--size $(SIZE)) $(ARGS)
 
 # The kill suite at the size that the issues name; SEED and SIZE say which run it was.
 soak: $(VENV)/ready-dev

@@ -4,6 +4,8 @@ Absolute figures change from machine to machine. What is compared:
 
 - creating a task durably, and reading one in the MINIMAL view, beside an *empty* FastAPI route that returns bytes, on
   the same uvicorn with the same settings, 64 connections, a body of 1.6 KB;
+- pages of 256 tasks beside 10,000 and beside `--size` tasks, by each filter;
+- what the service takes while nobody asks it for anything;
 - no-op tasks on the local backend, from POST to COMPLETE, beside a bare loop that starts the same sandboxes;
 - moving a file in and out (TESAPI_BENCH_MIB says how large), by `file` beside cp, by `http` beside curl.
 """
@@ -14,8 +16,9 @@ import argparse
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable
 
-from benchmarks import http, local, storage
+from benchmarks import http, idle, lists, local, storage
 
 
 def main() -> int:
@@ -23,11 +26,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", help="which; all without a name")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each, of which the median counts")
+    parser.add_argument("--size", type=int, default=100_000, help="how many tasks the long lists are beside")
     options = parser.parse_args()
-    for name, run in (("http", http.run), ("local", local.run), ("storage", storage.run)):
+    cases: dict[str, Callable[[pathlib.Path], None]] = {
+        "http": lambda folder: http.run(folder, options.rounds),
+        "lists": lambda folder: lists.run(folder, options.rounds, options.size),
+        "idle": idle.run,
+        "local": lambda folder: local.run(folder, options.rounds),
+        "storage": lambda folder: storage.run(folder, options.rounds),
+    }
+    for name, run in cases.items():
         if not options.names or name in options.names:
             with tempfile.TemporaryDirectory() as folder:
-                run(pathlib.Path(folder), options.rounds)
+                run(pathlib.Path(folder))
     return 0
 
 

@@ -251,7 +251,7 @@ def _insert_into(db: sqlite3.Connection, table: str, rows: Sequence[Row]) -> Non
     """Insert `rows`, many with each statement.
 
     The interpreter's lock is given up around every statement, and this thread has to queue for it again behind the
-    event loop: that takes longer than the statement itself.
+    event loop.
     """
     done = 0
     for size in _ROWS_AT_ONCE:

@@ -58,6 +58,8 @@ CREATE TEMP TRIGGER arrive INSTEAD OF INSERT ON arrivals BEGIN
 END;
 """
 _BUSY_PATIENCE_S = 1.0
+# Taken as it is needed. What a list touches lies further apart the more tasks there are, and is read again and again.
+_CACHE_KIB = 64 * 1024
 _MIGRATIONS = (_SCHEMA_1,)
 """Step n leads from schema n to n + 1; what has been released is never changed, only followed by another step."""
 
@@ -100,7 +102,9 @@ def connected(path: Path, *, read_only: bool = False) -> Iterator[sqlite3.Connec
     with _usable(path):
         db = sqlite3.connect(path, timeout=_BUSY_PATIENCE_S, isolation_level=None, check_same_thread=False)
     with contextlib.closing(db):
-        db.execute(f"PRAGMA query_only = {read_only:d}")
+        with _usable(path):
+            db.execute(f"PRAGMA query_only = {read_only:d}")
+            db.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         yield db
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pathlib
+from collections.abc import Sequence
 
 import httpx
 
@@ -14,16 +15,20 @@ from tests.services.server import Server
 TRUE = {"executors": [{"image": "alpine", "command": ["true"]}]}
 
 
-def _is_a_tasks_story(changes: list[str]) -> bool:
-    """From QUEUED to COMPLETE, each change from where the one before led; a quick task may skip states."""
-    steps = [change.split(" -> ") for change in changes]
-    joined = all(before[-1] == after[0] for before, after in itertools.pairwise(steps))
-    return joined and steps[0] == ["QUEUED"] and steps[-1][-1] == "COMPLETE" and len(steps) > 1
+def _is_a_whole_story(messages: Sequence[str], end: str) -> bool:
+    """Whether each change begins with the state that the one before ended with, from QUEUED to `end`.
+
+    What a runner told at once is one change.
+    """
+    states = [message.split(" -> ") for message in messages]
+    return (
+        states[:1] == [["QUEUED"]]
+        and states[-1][-1] == end
+        and all(before[-1] == after[0] != after[1] for before, after in itertools.pairwise(states))
+    )
 
 
-def test_each_change_of_a_state_is_one_json_object_with_the_tasks_id(
-    tmp_path: pathlib.Path, bubblewrap: object
-) -> None:
+def test_each_change_of_a_state_is_one_json_object_with_its_id(tmp_path: pathlib.Path, bubblewrap: object) -> None:
     with Server(tmp_path, LOGGING__OUTPUT_JSON="true") as server:
         ids = [server.post(TRUE) for _ in range(3)]
         for task_id in ids:
@@ -31,20 +36,24 @@ def test_each_change_of_a_state_is_one_json_object_with_the_tasks_id(
         assert server.stop() == 0
         lines = [json.loads(line) for line in server.log.read_text("utf-8").splitlines()]
     for task_id in ids:
-        assert _is_a_tasks_story([line["message"] for line in lines if line.get("task_id") == task_id])
+        messages = [line["message"] for line in lines if line.get("task_id") == task_id]
+        assert _is_a_whole_story(messages, "COMPLETE"), messages
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
 
 
 def test_each_change_of_a_state_is_one_line_of_text(server: Server) -> None:
-    task_id = server.post(TRUE)
-    server.wait_for(task_id)
+    task_id = server.post({"executors": [{"image": "alpine", "command": ["sleep", "60"]}]})
+    server.wait_for(task_id, "RUNNING")
+    server.cancel(task_id)
+    server.wait_for(task_id, "CANCELED")
 
-    def changes() -> list[str]:
+    def messages() -> list[str]:
         lines = server.log.read_text("utf-8").splitlines()
         return [line.partition("] ")[2] for line in lines if f"[{task_id}] " in line]
 
-    until(lambda: changes()[-1:] and changes()[-1].endswith("COMPLETE"), "the last line")
-    assert _is_a_tasks_story(changes())
+    found = until(lambda: (now := messages())[-1:] == ["CANCELING -> CANCELED"] and now, "the last line")
+    assert _is_a_whole_story(found, "CANCELED"), found
+    assert "RUNNING -> CANCELING" in found
 
 
 def test_requests_are_not_logged(server: Server) -> None:
