@@ -7,6 +7,7 @@ these: nulls stand for absent, unknown and read-only fields are ignored, a missi
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from datetime import datetime
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _INT32_MAX = 2**31 - 1
+_MAX_WRONG = 20
+# Of a list the first wrong element is told: a body may hold a million.
+_FIRST_WRONG = Field(fail_fast=True)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*:(?=.)")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -93,7 +97,21 @@ def _variable(name: str) -> str:
 
 def _without_nulls(value: object) -> object:
     # Cromwell sends null for values of tags and backend_parameters that it does not know.
-    return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    wrong = itertools.islice((k for k, v in value.items() if v is not None and not isinstance(v, str)), _MAX_WRONG)
+    # Of what is refused anyway only so much is looked at: a body may hold a million wrong values.
+    kept = list(wrong)
+    names = kept if len(kept) == _MAX_WRONG else value
+    return {name: value[name] for name in names if value[name] is not None}
+
+
+def _few_wrong_variables(value: object) -> object:
+    if not isinstance(value, dict):
+        return value
+    wrong = (k for k, v in value.items() if not k or "=" in k or "\0" in k or (isinstance(v, str) and "\0" in v))
+    few = list(itertools.islice(wrong, _MAX_WRONG))
+    return {name: value[name] for name in few} if len(few) == _MAX_WRONG else value
 
 
 def _rounded_up(value: object) -> object:
@@ -169,7 +187,7 @@ class Resources(Wire):
     preemptible: bool | None = None
     ram_gb: Annotated[float, Field(ge=0)] | None = None
     disk_gb: Annotated[float, Field(ge=0)] | None = None
-    zones: tuple[str, ...] | None = None
+    zones: Annotated[tuple[str, ...], _FIRST_WRONG] | None = None
     backend_parameters: Annotated[dict[str, str], BeforeValidator(_without_nulls)] | None = None
     backend_parameters_strict: bool | None = None
 
@@ -178,12 +196,19 @@ class Executor(Wire):
     """One command in one container. `command` is an argument list and never goes through a shell."""
 
     image: Annotated[str, AfterValidator(_image)]
-    command: Annotated[tuple[Text, ...], Field(min_length=1)]
+    command: Annotated[tuple[Text, ...], _FIRST_WRONG, Field(min_length=1)]
     workdir: OptionalPath | None = None
     stdin: OptionalPath | None = None
     stdout: OptionalPath | None = None
     stderr: OptionalPath | None = None
-    env: Annotated[dict[Annotated[str, AfterValidator(_variable)], Text], BeforeValidator(_without_nulls)] | None = None
+    env: (
+        Annotated[
+            dict[Annotated[str, AfterValidator(_variable)], Text],
+            BeforeValidator(_without_nulls),
+            BeforeValidator(_few_wrong_variables),
+        ]
+        | None
+    ) = None
     ignore_error: bool | None = None
 
 
@@ -192,11 +217,11 @@ class TaskDocument(Wire):
 
     name: str | None = None
     description: str | None = None
-    inputs: tuple[Input, ...] | None = None
-    outputs: tuple[Output, ...] | None = None
+    inputs: Annotated[tuple[Input, ...], _FIRST_WRONG] | None = None
+    outputs: Annotated[tuple[Output, ...], _FIRST_WRONG] | None = None
     resources: Resources | None = None
-    executors: Annotated[tuple[Executor, ...], Field(min_length=1)]
-    volumes: tuple[Path, ...] | None = None
+    executors: Annotated[tuple[Executor, ...], _FIRST_WRONG, Field(min_length=1)]
+    volumes: Annotated[tuple[Path, ...], _FIRST_WRONG] | None = None
     tags: Annotated[dict[str, str], BeforeValidator(_without_nulls)] | None = None
 
 

@@ -446,3 +446,25 @@ def test_full_shows_what_was_posted_and_basic_all_but_contents(posted: dict[str,
     assert full == {**posted, **ours}
     assert shown(record_of(document), View.BASIC) == without_what_only_full_has(full)
     assert shown(record_of(document), View.MINIMAL) == {"id": "task-1", "state": "QUEUED"}
+
+
+_RUN = {"image": "a", "command": ["b"]}
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"executors": [0] * 1000},
+        {"executors": [{"image": "a", "command": [0] * 1000}]},
+        {"executors": [_RUN], "inputs": [{}] * 1000},
+        {"executors": [_RUN], "volumes": ["x"] * 1000},
+        {"executors": [_RUN], "tags": {str(number): 0 for number in range(1000)}},
+        {"executors": [_RUN], "resources": {"zones": [0] * 1000}},
+        {"executors": [{**_RUN, "env": {f"={number}": "" for number in range(1000)}}]},
+        {"executors": [{**_RUN, "env": {str(number): "\0" for number in range(1000)}}]},
+    ],
+)
+def test_however_much_is_wrong_the_answer_is_short(document: dict[str, object]) -> None:
+    with pytest.raises(InvalidDocument) as caught:
+        parse_document(json.dumps(document).encode())
+    assert 1 <= len(caught.value.problems) <= 40
