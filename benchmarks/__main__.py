@@ -6,7 +6,8 @@ Absolute figures change from machine to machine. What is compared:
   the same uvicorn with the same settings, 64 connections, a body of 1.6 KB;
 - pages of 256 tasks beside 10,000 and beside `--size` tasks, by each filter;
 - what the service takes while nobody asks it for anything;
-- no-op tasks on the local backend, from POST to COMPLETE, beside a bare loop that starts the same sandboxes;
+- no-op tasks on the local backend, from POST to COMPLETE, beside bare loops that start the same sandboxes,
+  and the same runners; on bubblewrap and on Docker;
 - moving a file in and out (TESAPI_BENCH_MIB says how large), by `file` beside cp, by `http` beside curl.
 """
 
@@ -33,6 +34,7 @@ def main() -> int:
         "lists": lambda folder: lists.run(folder, options.rounds, options.size),
         "idle": idle.run,
         "local": lambda folder: local.run(folder, options.rounds),
+        "docker": lambda folder: local.run_docker(folder, options.rounds),
         "storage": lambda folder: storage.run(folder, options.rounds),
     }
     for name, run in cases.items():

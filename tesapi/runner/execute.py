@@ -9,7 +9,7 @@ import stat
 import time
 from typing import NamedTuple, Tuple
 
-from .guard import Stop, Stopped
+from .guard import Stop
 from .job import Job, Places, Refused, Step
 from .mounts import DISCARD, Layout, Namespace, make_mount_points
 from .report import Report, tail
@@ -46,18 +46,20 @@ def run_step(step: Step, job: Job, places: Places, runtime: Runtime, layout: Lay
     stop.check()
     with contextlib.ExitStack() as stack:
         room = _room(job, layout, scratch, streams, stop, stack)
-        stack.callback(runtime.remove)
-        container = runtime.container(step, room)
-        stop.check()
-        report.write("executor_started", index=step.number, image_used=container.image_used)
+        started = False
         try:
+            container = runtime.container(step, room)
+            stop.check()
+            report.write("executor_started", index=step.number, image_used=container.image_used)
+            started = True
             container.start()
             end = _wait(container, step, room, streams, tail_bytes, places, stop)
-            runtime.remove()  # also what the program left in the background
-        except (Stopped, Refused, OSError):
+        except BaseException:
             runtime.remove()
-            _report_end(report, step, _KILLED, room, tail_bytes)
+            if started:
+                _report_end(report, step, _KILLED, room, tail_bytes)
             raise
+        runtime.remove()  # also what the program left in the background
         _report_end(report, step, end.exit_code, room, tail_bytes)
     if end.failure is not None:
         raise Refused(end.failure)

@@ -54,6 +54,7 @@ class Docker:
         self._note = note
         self._engine = Engine(settings["socket"])
         self._used: Dict[str, str] = {}
+        self._made: List[str] = []
 
     def unsupported(self, image: str) -> Optional[str]:
         return bad_image(image)
@@ -80,6 +81,7 @@ class Docker:
     def container(self, step: Step, room: Room) -> _Container:
         name = f"tesapi-{self._owner.job_id}-{step.number}"
         body = self._body(step, room)
+        self._made.append(name)
         try:
             answer = self._patiently(lambda: self._create(name, body), room.check)
         except EngineRefused as error:
@@ -97,6 +99,9 @@ class Docker:
         pause_s, told = _SWEEP_S, False
         while True:
             try:
+                while self._made:
+                    self._delete(self._made[-1])
+                    self._made.pop()
                 left = [found["Id"] for found in self._list(f"tesapi.job={self._owner.job_id}")]
                 for container in left:
                     self._delete(container)
