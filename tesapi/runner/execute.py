@@ -46,7 +46,8 @@ def run_step(step: Step, job: Job, places: Places, runtime: Runtime, layout: Lay
     stop.check()
     with contextlib.ExitStack() as stack:
         room = _room(job, layout, scratch, streams, stop, stack)
-        stack.callback(runtime.remove)
+        removal = stack.enter_context(contextlib.ExitStack())
+        removal.callback(runtime.remove)
         container = runtime.container(step, room)
         stop.check()
         report.write("executor_started", index=step.number, image_used=container.image_used)
@@ -54,6 +55,7 @@ def run_step(step: Step, job: Job, places: Places, runtime: Runtime, layout: Lay
             container.start()
             end = _wait(container, step, room, streams, tail_bytes, places, stop)
             runtime.remove()  # also what the program left in the background
+            removal.pop_all()  # once is enough where it succeeds
         except (Stopped, Refused, OSError):
             runtime.remove()
             _report_end(report, step, _KILLED, room, tail_bytes)
