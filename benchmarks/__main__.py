@@ -4,7 +4,8 @@ Absolute figures change from machine to machine. What is compared:
 
 - creating a task durably, and reading one in the MINIMAL view, beside an *empty* FastAPI route that returns bytes, on
   the same uvicorn with the same settings, 64 connections, a body of 1.6 KB;
-- no-op tasks on the local backend, from POST to COMPLETE, beside a bare loop that starts the same sandboxes;
+- no-op tasks on the local backend, from POST to COMPLETE, with bubblewrap and with Docker: beside a bare loop of bwrap
+  or `docker run`, and beside one that starts the same runners; and where the time of one task alone goes;
 - moving a file in and out (TESAPI_BENCH_MIB says how large), by `file` beside cp, by `http` beside curl.
 """
 
@@ -24,7 +25,12 @@ def main() -> int:
     parser.add_argument("names", nargs="*", help="which; all without a name")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each, of which the median counts")
     options = parser.parse_args()
-    for name, run in (("http", http.run), ("local", local.run), ("storage", storage.run)):
+    for name, run in (
+        ("http", http.run),
+        ("local", local.bubblewrap),
+        ("docker", local.docker),
+        ("storage", storage.run),
+    ):
         if not options.names or name in options.names:
             with tempfile.TemporaryDirectory() as folder:
                 run(pathlib.Path(folder), options.rounds)
