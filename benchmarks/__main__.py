@@ -33,8 +33,8 @@ def main() -> int:
         "http": lambda folder: http.run(folder, options.rounds),
         "lists": lambda folder: lists.run(folder, options.rounds, options.size),
         "idle": idle.run,
-        "local": lambda folder: local.run(folder, options.rounds),
-        "docker": lambda folder: local.run_docker(folder, options.rounds),
+        "local": lambda folder: local.bubblewrap(folder, options.rounds),
+        "docker": lambda folder: local.docker(folder, options.rounds),
         "storage": lambda folder: storage.run(folder, options.rounds),
     }
     for name, run in cases.items():

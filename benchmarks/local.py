@@ -1,127 +1,100 @@
-"""No-op tasks on the local backend, beside bare loops that start the same processes."""
+"""No-op tasks on the local backend, beside bare loops that start the same sandboxes, containers and processes."""
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
-from tests import engines
-from tests.jobs import JobPlace, step, until
-from tests.services.server import Server
+from tesapi.jobs.bundle import CODE_SUFFIX, runner_code
+from tests.engines import DockerEngine, Missing
+from tests.engines import docker as docker_engine
+from tests.jobs import JobPlace, step
+from tests.services.server import SETTLED, Server
 
 _TASKS = 60
+_CONTAINERS = 20
+_ALONE = 10
+_PATIENCE_S = 300.0
+_LOOK_S = 0.002
 _TRUE = {"executors": [{"image": "alpine", "command": ["true"]}]}
 
 
-def run(folder: pathlib.Path, rounds: int) -> None:
-    """Measure bubblewrap, and print."""
+def bubblewrap(folder: pathlib.Path, rounds: int) -> None:
+    """Measure with bubblewrap, and print."""
     probe = RuntimeProbe(folder, RuntimeOptions("bubblewrap", images=[("alpine", "host")]))
     probe.look()
     if probe.found is None:
         print(f"local: not measured. {probe.sentence}")
         return
-    found = probe.found
     with Server(folder) as server:
-        _compare(
-            "bubblewrap",
-            rounds,
-            {
-                "a bare loop of bwrap": lambda: _bare(_bwrap(str(found["program"])), _TASKS),
-                "a bare loop of runners": lambda: _runners(folder, found, _TASKS),
-                "tasks to COMPLETE": lambda: _tasks(server, _TASKS),
-            },
-        )
-        _print_latency(rounds, server, _bwrap(str(found["program"])), "bwrap")
-        _print_phases(server)
+        runners = _Runners(folder / "bare", probe.found)
+        sandbox = _bwrap(str(probe.found["program"]))
+        loops = {"a bare loop of bwrap": lambda: _call(sandbox), "a bare loop of runners": runners.run}
+        _compare("Local backend, bubblewrap", server, loops, _TASKS, rounds)
+        _phases(server)
 
 
-def run_docker(folder: pathlib.Path, rounds: int) -> None:
-    """Measure a Docker engine, and print."""
+def docker(folder: pathlib.Path, rounds: int) -> None:
+    """Measure with a Docker engine of its own, and print."""
     try:
-        with engines.docker() as engine:
-            environment = {"RUNTIME__KIND": "docker", "RUNTIME__DOCKER__HOST": f"unix://{engine.socket}"}
-            environment |= {"RUNTIME__PULL": "never", "RUNTIME__NETWORK": "none"}
-            command = ["docker", "-H", f"unix://{engine.socket}", "run", "--rm", "--init", "--network", "none"]
-            command += ["alpine", "true"]
-            with Server(folder, **environment) as server:
-                _compare(
-                    "docker",
-                    rounds,
-                    {
-                        "a bare loop of docker run": lambda: _bare(command, 20),
-                        "a bare loop of runners": lambda: _runners(folder, engine.settings(), 20),
-                        "tasks to COMPLETE": lambda: _tasks(server, 20),
-                    },
-                )
-                _print_latency(rounds, server, command, "docker run")
-                _print_phases(server)
-    except engines.Missing as why:
-        print(f"docker: not measured, {why}")
+        with docker_engine() as engine:
+            _docker(folder, rounds, engine)
+    except Missing as why:
+        print(f"docker: not measured. It {why}.")
 
 
-def _compare(name: str, rounds: int, loops: Mapping[str, Callable[[], float]]) -> None:
-    measured: dict[str, list[float]] = {what: [] for what in loops}
+def _docker(folder: pathlib.Path, rounds: int, engine: DockerEngine) -> None:
+    host = f"unix://{engine.socket}"
+    settings = {"KIND": "docker", "DOCKER__HOST": host, "PULL": "never", "NETWORK": "none"}
+    container = [shutil.which("docker") or "docker", "-H", host, "run", "--rm", "--network", "none", "alpine", "true"]
+    with Server(folder, **{f"RUNTIME__{name}": value for name, value in settings.items()}) as server:
+        runners = _Runners(folder / "bare", engine.settings())
+        loops = {"a bare loop of docker run": lambda: _call(container), "a bare loop of runners": runners.run}
+        _compare("Local backend, Docker", server, loops, _CONTAINERS, rounds)
+        theirs, ours = [], []
+        for _ in range(_ALONE):
+            theirs.append(_seconds(lambda: _call(container)))
+            ours.append(_seconds(lambda: _complete(server, 1)))
+        reference, latency = statistics.median(theirs), statistics.median(ours)
+        print(f"  docker run, one alone        {reference * 1e3:8.1f} ms")
+        print(f"  POST to COMPLETE, one alone  {latency * 1e3:8.1f} ms   {latency / reference:5.2f} of docker run")
+        _phases(server)
+
+
+def _compare(title: str, server: Server, loops: Mapping[str, Callable[[], None]], count: int, rounds: int) -> None:
+    """Tasks per second, beside each of `loops` at the same concurrency."""
+    width = len(os.sched_getaffinity(0))
+    rates: dict[str, list[float]] = {name: [] for name in loops}
+    tasks = []
     for _ in range(rounds):
-        for what, loop in loops.items():
-            measured[what].append(loop())
-    figures = {what: statistics.median(values) for what, values in measured.items()}
-    ours = figures["tasks to COMPLETE"]
-    print(f"Local backend on {name}, no-op tasks, {_width()} at once, {rounds} rounds")
-    for what, figure in figures.items():
-        ratio = "" if what == "tasks to COMPLETE" else f"   the tasks are {ours / figure:5.2f} of it"
-        print(f"  {what:26} {figure:8.1f}/s{ratio}")
+        for name, loop in loops.items():
+            rates[name].append(count / _seconds(lambda loop=loop: _at_once(loop, count, width)))  # type: ignore[misc]
+        tasks.append(count / _seconds(lambda: _complete(server, count)))
+    print(f"{title}, {count} no-op tasks, {width} at once, {rounds} rounds, load {os.getloadavg()[0]:.1f}")
+    ours = statistics.median(tasks)
+    print(f"  {'tasks to COMPLETE':28} {ours:8.1f}/s")
+    for name, found in rates.items():
+        print(f"  {name:28} {statistics.median(found):8.1f}/s   tasks: {ours / statistics.median(found):5.2f} of it")
 
 
-def _print_latency(rounds: int, server: Server, command: list[str], name: str) -> None:
-    ours, bare = [], []
-    for _ in range(3 * rounds):
-        began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        bare.append(time.perf_counter() - began)
-        began = time.perf_counter()
-        _wait(server, [server.post(_TRUE)])
-        ours.append(time.perf_counter() - began)
-    task, reference = statistics.median(ours), statistics.median(bare)
-    print(
-        f"  one task, POST to COMPLETE {task * 1000:6.0f} ms; {name} {reference * 1000:.0f} ms: {task / reference:.2f}"
-    )
+def _at_once(loop: Callable[[], None], count: int, width: int) -> None:
+    with ThreadPoolExecutor(width) as pool:
+        for _ in pool.map(lambda _: loop(), range(count)):
+            pass
 
 
-def _print_phases(server: Server) -> None:
-    """Where the time of one task goes, by what it says of itself."""
-    phases: dict[str, list[float]] = {
-        "until its runner began": [],
-        "runner until start": [],
-        "container": [],
-        "rest": [],
-    }
-    for _ in range(10):
-        posted = time.time()
-        task_id = server.post(_TRUE)
-        _wait(server, [task_id])
-        seen = time.time()
-        log = server.get(task_id)["logs"][0]
-        step_log = log["logs"][0]
-        began, start, end = (_seconds(at) for at in (log["start_time"], step_log["start_time"], step_log["end_time"]))
-        for phase, took in zip(phases, (began - posted, start - began, end - start, seen - end), strict=True):
-            phases[phase].append(took)
-    told = ", ".join(f"{phase} {statistics.median(values) * 1000:.0f}" for phase, values in phases.items())
-    print(f"  of which in ms: {told}")
-
-
-def _seconds(at: str) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(at).timestamp()
+def _call(command: Sequence[str]) -> None:
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
 def _bwrap(program: str) -> list[str]:
@@ -130,40 +103,80 @@ def _bwrap(program: str) -> list[str]:
     return [*command, "--dev", "/dev", "true"]
 
 
-def _bare(command: list[str], count: int) -> float:
-    began = time.perf_counter()
-    with ThreadPoolExecutor(_width()) as pool:
-        for _ in pool.map(lambda _: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), range(count)):
-            pass
-    return count / (time.perf_counter() - began)
+class _Runners:
+    """Runners of the same job, as the local backend starts them, each in a place of its own; nobody follows them."""
 
+    def __init__(self, folder: pathlib.Path, runtime: Mapping[str, object]) -> None:
+        self._folder = folder
+        self._runtime = runtime
+        self._numbers = itertools.count()
 
-def _runners(folder: pathlib.Path, runtime: Mapping[str, Any], count: int) -> float:
-    """The runner as a command, each with a job of its own that is written beforehand."""
-    places = [JobPlace(folder, runtime) for _ in range(count)]
-    for place in places:
+    def run(self) -> None:
+        """Make a place, run a job in it to its end, and remove it."""
+        folder = self._folder / str(next(self._numbers))
+        folder.mkdir(parents=True)
+        place = JobPlace(folder, self._runtime)
         place.write(step("true"))
+        (place.directory / "inputs" / f"runner.py{CODE_SUFFIX}").write_bytes(runner_code())
+        _call(place.command())
+        assert b'"outcome": "complete"' in place.report_file.read_bytes()
+        shutil.rmtree(folder)
+
+
+def _complete(server: Server, count: int) -> None:
+    """Have so many tasks run to their end."""
+    left = [server.post(_TRUE) for _ in range(count)]
+    deadline = time.monotonic() + _PATIENCE_S
+    while left:
+        state = server.get(left[-1], "MINIMAL")["state"]
+        if state in SETTLED:
+            assert state == "COMPLETE", state
+            left.pop()
+        else:
+            assert time.monotonic() < deadline, f"{len(left)} tasks have not ended"
+            time.sleep(_LOOK_S)
+
+
+def _seconds(call: Callable[[], None]) -> float:
     began = time.perf_counter()
-    with ThreadPoolExecutor(_width()) as pool:
-        for ended in pool.map(lambda place: _run(place), places):
-            assert ended == "complete"
-    return count / (time.perf_counter() - began)
+    call()
+    return time.perf_counter() - began
 
 
-def _run(place: JobPlace) -> str:
-    said = subprocess.run(place.command(sys.executable), check=True, stdout=subprocess.PIPE, env={}).stdout
-    return str(json.loads(said.splitlines()[-1])["outcome"])
+def _phases(server: Server) -> None:
+    """Where the time of one task alone goes, by what its record and the clock of whoever asks say."""
+    rows = [_phases_of_one(server) for _ in range(_ALONE)]
+    print(f"  One task alone, ms, median of {_ALONE}")
+    for name in rows[0]:
+        print(f"    {name:44} {statistics.median(row[name] for row in rows) * 1e3:8.1f}")
 
 
-def _tasks(server: Server, count: int) -> float:
-    began = time.perf_counter()
-    _wait(server, [server.post(_TRUE) for _ in range(count)])
-    return count / (time.perf_counter() - began)
+def _phases_of_one(server: Server) -> dict[str, float]:
+    asked = time.time()
+    task_id = server.post(_TRUE)
+    accepted = time.time()
+    while server.get(task_id, "MINIMAL")["state"] not in SETTLED:
+        time.sleep(_LOOK_S)
+    told = time.time()
+    while server.jobs:
+        time.sleep(_LOOK_S)
+    discarded = time.time()
+    logs: dict[str, Any] = server.get(task_id)["logs"][-1]
+    moments = {"POST to answer (stored)": accepted, **_moments(logs)}
+    moments |= {"end reported to COMPLETE seen": told, "COMPLETE to the job's place gone": discarded}
+    steps = dict(zip(moments, itertools.pairwise([asked, *moments.values()]), strict=True))
+    return {name: after - before for name, (before, after) in steps.items()} | {"in all, to COMPLETE": told - asked}
 
 
-def _wait(server: Server, ids: list[str]) -> None:
-    until(lambda: all(server.get(task_id, "MINIMAL")["state"] == "COMPLETE" for task_id in reversed(ids)), "the tasks")
+def _moments(logs: Mapping[str, Any]) -> dict[str, float]:
+    executor = logs["logs"][0]
+    return {
+        "answer to runner's start (placed, imported)": _at(logs["start_time"]),
+        "start to executor (watchdog, staged in)": _at(executor["start_time"]),
+        "executor (sandbox or container)": _at(executor["end_time"]),
+        "executor to end (staged out)": _at(logs["end_time"]),
+    }
 
 
-def _width() -> int:
-    return len(os.sched_getaffinity(0))
+def _at(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()

@@ -22,6 +22,7 @@ from tesapi.backends.base import Capacity, Condition, LogTails
 from tesapi.backends.runtimes import RuntimeProbe
 from tesapi.backends.slots import Need, Slots
 from tesapi.errors import BackendUnavailable, JobLost
+from tesapi.jobs.bundle import CODE_SUFFIX, runner_code
 from tesapi.jobs.plan import Job
 from tesapi.runner.guard import living
 from tesapi.runner.job import Places
@@ -235,10 +236,15 @@ def _make_place(directory: Path, job: Job) -> None:
     inputs = directory / "inputs"
     directory.mkdir(mode=0o700, exist_ok=True)
     inputs.mkdir(mode=0o700, exist_ok=True)
-    for name, text in (("runner.py", job.runner), ("job.json", job.document)):
+    files = {
+        f"runner.py{CODE_SUFFIX}": runner_code(),  # for `sys.executable`, which is the Python that runs this
+        "runner.py": job.runner.encode("ascii"),
+        "job.json": job.document.encode("ascii"),
+    }
+    for name, data in files.items():
         partial = inputs / f"{name}.new"
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="ascii") as file:
-            file.write(text)
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(data)
         partial.replace(inputs / name)
 
 

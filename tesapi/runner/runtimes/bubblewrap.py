@@ -78,6 +78,7 @@ class Bubblewrap:
         self._group = f"tesapi-{owner.job_id}"
         self._groups = os.path.join(os.path.dirname(owner.lock), "cgroups")
         self._note = note
+        self._all_known = False
 
     def unsupported(self, image: str) -> Optional[str]:
         root = self._root_of(image)
@@ -112,7 +113,8 @@ class Bubblewrap:
     def remove(self) -> None:
         for pid, started in self._known_boxes():
             _end_box(pid, started)
-        _sweep(self._marks())
+        if not self._all_known:
+            _sweep(self._marks())
         for group in _lines(self._groups):
             if not cgroups.remove(group):
                 self._note(f"The cgroup {group} cannot be removed.")
@@ -131,12 +133,14 @@ class Bubblewrap:
         status, status_writer = os.pipe()
         os.set_blocking(status, False)
         said = bytearray()
+        noted: List[int] = []
         group = self._made_group(room.limits)
 
         def start() -> subprocess.Popen[bytes]:
             given = unnamed(os.path.join(room.scratch, "arguments"), arguments)
             gate = _gate(os.path.join(room.scratch, "gate"))
             inherited = {ARGUMENTS_FD: given, STATUS_FD: status_writer, GATE_FD: gate}
+            self._all_known = False
             try:
                 for descriptor, source in inherited.items():
                     os.dup2(source, descriptor)
@@ -147,12 +151,16 @@ class Bubblewrap:
             pid = _first_pid(process, status, said)
             if pid is not None:
                 self._note_box(pid)
+                noted.append(pid)
                 self._limit(pid, group)
             os.write(gate, b"!")
             os.close(gate)
             return process
 
         def read_end(returncode: int) -> End:
+            # bwrap has been waited for, and its only child is noted: `remove` sees that one gone by its number, and
+            # need not look through all processes. Whoever else removes the job's sandboxes has no such knowledge.
+            self._all_known = bool(noted)
             _read_status(status, said)
             os.close(status)
             end = _end(returncode, bytes(said), tail(room.stderr, 4096))
