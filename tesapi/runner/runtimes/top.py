@@ -1,11 +1,11 @@
-"""Files directly below /: nothing can be mounted there, so they are copied into a container and out of it, as tar."""
+"""Files directly below /: nothing can be mounted there, so they are copied into a container and out of it, as tar.
+
+Few jobs have such files, so what it takes to pack them is imported only then.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tarfile
-import tempfile
 from typing import IO, Callable, List, Optional, Sequence
 
 from .. import wildcards
@@ -15,6 +15,9 @@ def put(send: Callable[[IO[bytes]], object], root: str) -> None:
     """`send` what lies in `root` as a tar archive; nothing where it is empty."""
     if not os.listdir(root):
         return
+    import tarfile
+    import tempfile
+
     with tempfile.TemporaryFile(dir=root) as archive:
         with tarfile.open(fileobj=archive, mode="w") as tar:
             for name in sorted(os.listdir(root)):
@@ -33,6 +36,9 @@ def wanted(paths: Sequence[str], patterns: Sequence[str]) -> List[str]:
 
 def unpack(stream: IO[bytes], root: str) -> None:
     """Unpack files, directories and links below `root`, and nothing that leads out of it while it is unpacked."""
+    import shutil
+    import tarfile
+
     with tarfile.open(fileobj=stream, mode="r|") as tar:
         for member in tar:
             target = _below(root, member.name)
