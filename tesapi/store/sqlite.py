@@ -73,6 +73,7 @@ _log = logging.getLogger(__name__)
 
 _SEQ_MAX = 2**63 - 1
 _MAX_BATCH = 512
+_PAGE_BYTES = 32 << 20  # a page that has more is full, whatever its size: documents may have megabytes
 _LONGEST_PAUSE_S = 3600.0
 _ROWS_AT_ONCE = (64, 32, 16, 8, 4, 2, 1)  # few different statements: SQLite prepares each of them only once
 
@@ -171,10 +172,14 @@ class SqliteStore:
 
     def _page(self, query: TaskQuery, before: int) -> Page:
         statement, values = sqlite_lists.statement(self._page_reads, query, _SELECT[query.view], before)
-        rows = self._page_reads.execute(statement, values).fetchall()
-        shown = rows[: query.size]
-        token = self._token(shown[-1][0], query) if len(rows) > len(shown) else None
-        return Page([_rendered(self._page_reads, query.view, row) for row in shown], token)
+        shown: list[bytes] = []
+        bytes_so_far, last = 0, 0
+        for row in self._page_reads.execute(statement, values):
+            if len(shown) == query.size or bytes_so_far > _PAGE_BYTES:
+                return Page(shown, self._token(last, query))
+            shown.append(_rendered(self._page_reads, query.view, row))
+            bytes_so_far, last = bytes_so_far + len(shown[-1]), row[0]
+        return Page(shown, None)
 
     def _token(self, seq: int, query: TaskQuery) -> str:
         """The page behind task `seq`; the digest binds it to this store and to the filters."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import fcntl
+import json
 import os
 import signal
 import sqlite3
@@ -359,3 +360,17 @@ async def test_a_pause_ends_when_the_clock_was_set_back(store: SqliteStore, monk
     day_before = time.time() - 86400
     monkeypatch.setattr("time.time", lambda: day_before)
     assert len(await store.claim("a", queued=1, ttl=MINUTE)) == 1
+
+
+async def test_a_page_of_large_tasks_is_full_sooner(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "_PAGE_BYTES", 1000)
+    records = [new() for _ in range(10)]
+    await store.insert(records)
+    seen: list[str] = []
+    pages, token = 0, None
+    while pages == 0 or token is not None:
+        page = await store.find(TaskQuery(view=View.FULL, size=256, token=token))
+        assert 1 <= len(page.views) < 10
+        seen += [json.loads(task)["id"] for task in page.views]
+        pages, token = pages + 1, page.next_token
+    assert seen == [record.id for record in reversed(records)]
