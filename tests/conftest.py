@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import signal
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
@@ -15,6 +16,9 @@ from tests import engines
 from tests.engines import DockerEngine
 from tests.jobs import JobPlace
 from tests.podman import podman_settings
+
+# Whoever starts the tests in the background may have SIGINT ignored, which what the tests start would inherit.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RUNTIMES = tuple(os.environ.get("TESAPI_TEST_RUNTIMES", "bubblewrap docker podman").split())
 """What the suites run on; a part of it where an engine cannot be had and is not to be missed."""
