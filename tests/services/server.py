@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import re
@@ -14,7 +15,7 @@ from typing import Any, Self
 
 import httpx
 
-from tests.jobs import until
+from tests.jobs import processes_with, until
 
 SETTLED = {"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED"}
 _ADDRESS = re.compile(rb"TES is served at (http://\S+?)/ga4gh/tes/v1;")
@@ -41,6 +42,9 @@ class Server:
         self._client.close()
         if self.process is not None:
             self.stop()
+        for pid in processes_with(str(self.folder / "data" / "jobs")):  # jobs outlive the service, and not the test
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
     def start(self) -> None:
         """Start it and wait until it listens; a restart listens at the same port."""
