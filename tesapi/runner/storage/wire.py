@@ -246,7 +246,7 @@ def broken(error: OSError) -> Failed:
     """What went wrong with a connection, as a clause without anything that the other side wrote."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return Failed(f"the server's certificate is not to be trusted ({error.verify_message})")
-    if isinstance(error, ssl.SSLEOFError):
+    if isinstance(error, ssl.SSLEOFError) or getattr(error, "reason", None) == "UNEXPECTED_EOF_WHILE_READING":
         return Failed("the server broke the connection off", again=True)
     if isinstance(error, ssl.SSLError):
         return Failed(f"TLS failed ({error.reason or type(error).__name__})", again=True)
@@ -312,6 +312,8 @@ def _connected(address: Found, patience_s: float, check: Callable[[], None]) -> 
 def _tls() -> ssl.SSLContext:
     context = ssl.create_default_context()
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # Some Pythons take a connection that breaks off for one that was closed (Debian's 3.11, for instance).
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     known = ssl.get_default_verify_paths()
     if known.cafile is None and known.capath is None:
         for bundle in _BUNDLES:
