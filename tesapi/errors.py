@@ -5,6 +5,7 @@ TesapiError
 ├── CallerProblem           the caller: the request cannot be served as it is
 │   ├── InvalidDocument     a field of the request is wrong (each is named by its path)
 │   └── TaskNotFound        no such task, or not this caller's
+├── DestinationFull         nobody: as many tasks as may be are placed there; one more when one of them is done
 ├── StoreUnavailable        whoever runs the store: nothing was written; ask again later
 ├── BackendUnavailable      whoever runs the destination: nothing is known to be wrong with the job; ask again later
 └── JobLost                 nobody: the destination has no trace of a job that was placed there
@@ -57,6 +58,13 @@ class TaskNotFound(CallerProblem):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"There is no task {task_id!r}.")
+
+
+class DestinationFull(TesapiError):
+    """As many tasks as may be are placed at the destination; nothing was changed."""
+
+    def __init__(self, destination: str, at_most: int) -> None:
+        super().__init__(f"{destination} has all the tasks that it may have at once, which is {at_most}.")
 
 
 class StoreUnavailable(TesapiError):

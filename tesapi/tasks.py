@@ -76,16 +76,17 @@ class Tasks:
         """The record as it is stored. Raises TaskNotFound."""
         return await self._store.load(task_id)
 
-    async def record(self, record: TaskRecord, *events: Event) -> TaskRecord:
+    async def record(self, record: TaskRecord, *events: Event, at_most: int | None = None) -> TaskRecord:
         """Fold `events` into the task, whatever has become of it meanwhile; the record as it is stored then.
 
-        `record` is what the caller knows of it, and may be old.
+        `record` is what the caller knows of it, and may be old. With `at_most`, raises DestinationFull, as
+        `TaskStore.replace` does.
         """
         while True:
             after = apply_all(record, events)
             if after is record:
                 return record
-            if await self._store.replace(after):
+            if await self._store.replace(after, at_most=at_most):
                 self._tell(record.id, record.state, after.state)
                 return replace(after, revision=record.revision + 1)
             record = await self._store.load(record.id)

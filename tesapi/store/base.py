@@ -77,11 +77,20 @@ class TaskStore(Protocol):
         """
         ...
 
-    async def replace(self, record: TaskRecord) -> bool:
+    async def replace(self, record: TaskRecord, *, at_most: int | None = None) -> bool:
         """Store `record` as its next revision if nobody was faster, durably; False where somebody was.
 
         A task that was released until some time is due again at once.
+
+        With `at_most`, a placed record is stored only if no more than so many tasks are then placed at the destination
+        of its current attempt, itself among them: exactly, however many processes use this store. Raises
+        DestinationFull where there would be more, and nothing is changed. Without it, or for a record that is not
+        placed, nothing is counted.
         """
+        ...
+
+    async def occupied(self) -> Mapping[str, int]:
+        """How many tasks are placed at each destination; one where none is does not stand in it."""
         ...
 
     async def claim(self, holder: str, *, queued: int, ttl: timedelta) -> list[TaskRecord]:

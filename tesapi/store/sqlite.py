@@ -25,13 +25,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from tesapi.errors import FieldProblem, InvalidDocument, StoreUnavailable, TaskNotFound
+from tesapi.errors import DestinationFull, FieldProblem, InvalidDocument, StoreUnavailable, TaskNotFound
 from tesapi.store import sqlite_lists
 from tesapi.store.base import Page, TaskQuery
 from tesapi.store.sqlite_file import connected, locked, prepared
 from tesapi.tes import views
 from tesapi.tes.models import TaskDocument, View
-from tesapi.tes.record import TaskRecord, dump_progress, parse_progress
+from tesapi.tes.record import TaskRecord, Work, dump_progress, parse_progress
 from tesapi.tes.states import State
 
 T = TypeVar("T")
@@ -68,6 +68,8 @@ _RELEASE = "UPDATE tasks SET holder = NULL, not_before = ? WHERE id = ? AND hold
 _HELD = "SELECT id, state FROM tasks WHERE holder = ?"
 _LEASING = "SELECT holder, beat FROM holders h WHERE EXISTS (SELECT 1 FROM tasks t WHERE t.holder = h.holder)"
 _RAISE = "INSERT INTO holders VALUES (?, 1) ON CONFLICT (holder) DO UPDATE SET beat = beat + 1"
+_PLACED_AT = "SELECT count(*) FROM tasks WHERE destination = ?"
+_PLACED = "SELECT destination, count(*) FROM tasks WHERE destination IS NOT NULL GROUP BY destination"
 
 _log = logging.getLogger(__name__)
 
@@ -130,9 +132,16 @@ class SqliteStore:
         with self._answering():
             return await asyncio.get_running_loop().run_in_executor(self._page_thread, self._page, query, before)
 
-    async def replace(self, record: TaskRecord) -> bool:
+    async def replace(self, record: TaskRecord, *, at_most: int | None = None) -> bool:
         progress, fragment = dump_progress(record.progress), views.basic_fragment(record)
-        return await self._writer.submit(lambda db: _replace(db, record, progress, fragment))
+        answer = await self._writer.submit(lambda db: _replace(db, record, progress, fragment, at_most))
+        if isinstance(answer, DestinationFull):
+            raise answer
+        return answer
+
+    async def occupied(self) -> Mapping[str, int]:
+        with self._answering():
+            return dict(self._loop_reads.execute(_PLACED).fetchall())
 
     async def claim(self, holder: str, *, queued: int, ttl: timedelta) -> list[TaskRecord]:
         claimed = self._writer.submit(lambda db: self._claim(db, holder, queued, ttl))
@@ -267,15 +276,24 @@ def _insert_into(db: sqlite3.Connection, table: str, rows: Sequence[Row]) -> Non
             done += size
 
 
-def _replace(db: sqlite3.Connection, record: TaskRecord, progress: bytes, fragment: bytes) -> bool:
-    changed = db.execute(
-        "UPDATE tasks SET state = ?, work = ?, revision = revision + 1, not_before = NULL"
-        " WHERE id = ? AND revision = ?",
-        (record.state.value, record.work.value, record.id, record.revision),
-    ).rowcount
-    if not changed:
+def _replace(
+    db: sqlite3.Connection, record: TaskRecord, progress: bytes, fragment: bytes, at_most: int | None
+) -> bool | DestinationFull:
+    """What there is to answer. DestinationFull is not raised: the rest of the transaction is not to suffer."""
+    row = db.execute("SELECT seq, destination FROM tasks WHERE id = ? AND revision = ?", (record.id, record.revision))
+    seq, before = row.fetchone() or (None, None)
+    if seq is None:
         return False
-    (seq,) = db.execute("SELECT seq FROM tasks WHERE id = ?", (record.id,)).fetchone()
+    destination = _destination(record)
+    if at_most is not None and destination is not None:
+        (others,) = db.execute(_PLACED_AT, (destination,)).fetchone()
+        if others - (before == destination) >= at_most:
+            return DestinationFull(destination, at_most)
+    db.execute(
+        "UPDATE tasks SET state = ?, work = ?, revision = revision + 1, not_before = NULL, destination = ?"
+        " WHERE seq = ?",
+        (record.state.value, record.work.value, destination, seq),
+    )
     db.execute("UPDATE progress SET json = ? WHERE seq = ?", (progress, seq))
     db.execute("UPDATE fragments SET version = ?, json = ? WHERE seq = ?", (views.RENDER_VERSION, fragment, seq))
     return True
@@ -289,9 +307,15 @@ def _renew(db: sqlite3.Connection, holder: str, task_ids: frozenset[str]) -> dic
 # Rows and records.
 
 
+def _destination(record: TaskRecord) -> str | None:
+    """Where the task takes up room."""
+    return record.attempt.destination if record.work is Work.PLACED and record.attempt is not None else None
+
+
 def _columns(record: TaskRecord) -> _Columns:
-    created, name = record.created.isoformat(), record.document.name
-    task = (record.id, record.owner, record.state.value, record.work.value, record.revision, created, name)
+    created, name, work = record.created.isoformat(), record.document.name, record.work
+    destination = _destination(record)
+    task = (record.id, record.owner, record.state.value, work.value, record.revision, created, name, destination)
     document = views.dump_document(record.document)
     tags = tuple((record.document.tags or {}).items())
     return task, document, dump_progress(record.progress), views.basic_fragment(record), tags

@@ -43,15 +43,23 @@ CREATE TABLE documents (seq INTEGER PRIMARY KEY, json BLOB NOT NULL);
 CREATE TABLE progress (seq INTEGER PRIMARY KEY, json BLOB NOT NULL);
 CREATE TABLE fragments (seq INTEGER PRIMARY KEY, version INTEGER NOT NULL, json BLOB NOT NULL);
 """
+# How many tasks are placed at a destination is counted in an index that holds just those.
+_SCHEMA_2 = """
+ALTER TABLE tasks ADD COLUMN destination TEXT;
+UPDATE tasks SET destination = (
+    SELECT json_extract(CAST(p.json AS TEXT), '$.attempts[#-1].destination') FROM progress p WHERE p.seq = tasks.seq
+) WHERE work = 'placed';
+CREATE INDEX tasks_by_destination ON tasks (destination) WHERE destination IS NOT NULL;
+"""
 # A row of this view becomes one of each table, so that many tasks come in with one statement.
 _ARRIVALS = """
 CREATE TEMP VIEW arrivals AS
-    SELECT t.seq, t.id, t.owner, t.state, t.work, t.revision, t.created, t.name,
+    SELECT t.seq, t.id, t.owner, t.state, t.work, t.revision, t.created, t.name, t.destination,
         d.json AS document, p.json AS progress, f.version, f.json AS fragment
     FROM main.tasks t, main.documents d, main.progress p, main.fragments f;
 CREATE TEMP TRIGGER arrive INSTEAD OF INSERT ON arrivals BEGIN
-    INSERT INTO tasks (seq, id, owner, state, work, revision, created, name)
-        VALUES (new.seq, new.id, new.owner, new.state, new.work, new.revision, new.created, new.name);
+    INSERT INTO tasks (seq, id, owner, state, work, revision, created, name, destination)
+        VALUES (new.seq, new.id, new.owner, new.state, new.work, new.revision, new.created, new.name, new.destination);
     INSERT INTO documents (seq, json) VALUES (new.seq, new.document);
     INSERT INTO progress (seq, json) VALUES (new.seq, new.progress);
     INSERT INTO fragments (seq, version, json) VALUES (new.seq, new.version, new.fragment);
@@ -60,7 +68,7 @@ END;
 _BUSY_PATIENCE_S = 1.0
 # Taken as it is needed. What a list touches lies further apart the more tasks there are, and is read again and again.
 _CACHE_KIB = 64 * 1024
-_MIGRATIONS = (_SCHEMA_1,)
+_MIGRATIONS = (_SCHEMA_1, _SCHEMA_2)
 """Step n leads from schema n to n + 1; what has been released is never changed, only followed by another step."""
 
 

@@ -39,10 +39,10 @@ def after(record: TaskRecord, *events: Event) -> TaskRecord:
     return record
 
 
-def placed(record: TaskRecord) -> TaskRecord:
+def placed(record: TaskRecord, destination: str = "local") -> TaskRecord:
     """The task with a job that may have been started."""
     job_id = f"job-{record.id}"
-    return after(record, Placed(job_id, "local", NOON), Prepared(job_id, {"directory": "/jobs/1"}))
+    return after(record, Placed(job_id, destination, NOON), Prepared(job_id, {"directory": "/jobs/1"}))
 
 
 def ended(record: TaskRecord) -> TaskRecord:

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from tesapi.errors import InvalidDocument, StoreUnavailable, TaskNotFound
+from tesapi.errors import DestinationFull, InvalidDocument, StoreUnavailable, TaskNotFound
 from tesapi.store.base import TaskQuery, TaskStore
 from tesapi.tes import views
 from tesapi.tes.events import CancelRequested, Noted
 from tesapi.tes.models import View
-from tesapi.tes.record import TaskRecord
+from tesapi.tes.record import TaskRecord, Work
 from tesapi.tes.states import State
 from tests.contract.conftest import Clock
 from tests.contract.records import MINUTE, NOON, after, done, ended, kept, new, placed, stored
@@ -348,6 +348,93 @@ async def test_a_task_that_is_not_there_is_not_replaced(store: TaskStore) -> Non
     assert await all_pages(store, TaskQuery()) == [[]]
 
 
+# How many are placed at a destination.
+
+
+async def test_tasks_are_counted_where_they_are_placed_until_nothing_of_their_job_is_left(store: TaskStore) -> None:
+    assert await store.occupied() == {}
+    _, here, there, over = await kept(store, new(), placed(new()), placed(new(), "far"), done(placed(new())))
+    assert await store.occupied() == {"local": 1, "far": 1}
+    assert over.work is Work.DONE
+    here = await stored(store, ended(here))
+    there = await stored(store, after(there, CancelRequested(NOON)))
+    assert await store.occupied() == {"local": 1, "far": 1}
+    await stored(store, done(here))
+    assert await store.occupied() == {"far": 1}
+    await stored(store, done(there))
+    assert await store.occupied() == {}
+
+
+async def test_a_task_is_placed_only_while_there_is_room_at_its_destination(store: TaskStore) -> None:
+    first, second, third = await kept(store, new(), new(), new())
+    for record in (first, second):
+        assert await store.replace(placed(record), at_most=2)
+    with pytest.raises(DestinationFull, match="local has all the tasks that it may have at once, which is 2"):
+        await store.replace(placed(third), at_most=2)
+    assert await store.load(third.id) == third
+    assert await claimed(store, queued=9) == ids([first, second, third])
+    with pytest.raises(DestinationFull):
+        await store.replace(placed(third), at_most=0)
+    assert await store.replace(placed(third, "far"), at_most=1)
+    assert await store.occupied() == {"local": 2, "far": 1}
+
+
+async def test_room_is_free_again_when_a_task_is_done(store: TaskStore) -> None:
+    first, second = await kept(store, placed(new()), new())
+    first = await stored(store, ended(first))
+    with pytest.raises(DestinationFull):
+        await store.replace(placed(second), at_most=1)
+    await stored(store, done(first))
+    assert await store.replace(placed(second), at_most=1)
+
+
+async def test_a_task_takes_its_own_room_once_and_what_is_not_placed_takes_none(store: TaskStore) -> None:
+    first, second = await kept(store, placed(new()), placed(new()))
+    with pytest.raises(DestinationFull):  # there are more than are allowed by now
+        await store.replace(ended(first), at_most=1)
+    first = await stored(store, first)
+    assert await store.replace(ended(first), at_most=2)
+    assert await store.replace(done(second), at_most=0)
+    (queued,) = await kept(store, new())
+    assert await store.replace(after(queued, Noted("Waiting.", NOON)), at_most=0)
+
+
+async def test_without_a_bound_any_number_is_placed(store: TaskStore) -> None:
+    for record in await kept(store, *(new() for _ in range(5))):
+        await stored(store, placed(record))
+    assert await store.occupied() == {"local": 5}
+
+
+async def test_whoever_is_slower_hears_that_before_whether_there_is_room(store: TaskStore) -> None:
+    (record,) = await kept(store, new())
+    await stored(store, after(record, CancelRequested(NOON)))
+    assert not await store.replace(placed(record), at_most=0)
+    assert not await store.replace(placed(new()), at_most=0)
+
+
+async def test_of_many_that_are_placed_at_the_same_time_no_more_than_allowed_are(store: TaskStore) -> None:
+    records = await kept(store, *(new() for _ in range(60)))
+    changes = [placed(record, "far" if number % 3 else "local") for number, record in enumerate(records)]
+    answers = await asyncio.gather(*(store.replace(change, at_most=7) for change in changes), return_exceptions=True)
+    assert Counter(type(answer) for answer in answers) == {bool: 14, DestinationFull: 46}
+    assert await store.occupied() == {"local": 7, "far": 7}
+    for record, change, answer in zip(records, changes, answers, strict=True):
+        assert await store.load(record.id) == (replace(change, revision=1) if answer is True else record)
+
+
+async def test_what_is_placed_is_counted_after_opening_again(open_store: Callable[[], TaskStore]) -> None:
+    async with open_store() as store:
+        first, second = await kept(store, new(), placed(new(), "far"))
+        await stored(store, placed(first))
+    async with open_store() as store:
+        assert await store.occupied() == {"local": 1, "far": 1}
+        (third,) = await kept(store, new())
+        with pytest.raises(DestinationFull):
+            await store.replace(placed(third), at_most=1)
+        await stored(store, done(second))
+        assert await store.replace(placed(third, "far"), at_most=1)
+
+
 async def test_everything_is_there_after_opening_again(open_store: Callable[[], TaskStore]) -> None:
     async with open_store() as store:
         store_id = store.id
@@ -375,6 +462,8 @@ async def test_a_closed_store_says_so(open_store: Callable[[], TaskStore]) -> No
         await store.load(record.id)
     with pytest.raises(StoreUnavailable):
         await store.find(TaskQuery())
+    with pytest.raises(StoreUnavailable):
+        await store.occupied()
 
 
 # claim.

@@ -199,6 +199,25 @@ async def test_an_older_schema_is_brought_up_to_date_step_by_step(path: Path, mo
             assert await in_writer(store, "PRAGMA user_version") == [(version + 2,)]
 
 
+async def test_what_was_placed_under_the_first_schema_is_counted_under_this_one(path: Path) -> None:
+    queued, under_way, settled, over = new(), placed(new()), ended(placed(new(), "far")), done(placed(new()))
+    path.parent.mkdir()
+    with sqlite3.connect(path) as db:
+        db.executescript(f"{sqlite_file._SCHEMA_1} PRAGMA user_version = 1;")
+        for seq, record in enumerate((queued, under_way, settled, over), start=1):
+            (*task, _), document, progress, fragment, _ = sqlite._columns(record)
+            columns = "(seq, id, owner, state, work, revision, created, name)"
+            db.execute(f"INSERT INTO tasks {columns} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (seq, *task))
+            db.execute("INSERT INTO documents VALUES (?, ?)", (seq, document))
+            db.execute("INSERT INTO progress VALUES (?, ?)", (seq, progress))
+            db.execute("INSERT INTO fragments VALUES (?, ?, ?)", (seq, views.RENDER_VERSION, fragment))
+    db.close()
+    async with SqliteStore(path) as store:
+        assert await store.occupied() == {"local": 1, "far": 1}
+        for record in (queued, under_way, settled, over):
+            assert await store.load(record.id) == record
+
+
 async def test_a_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with SqliteStore(path) as store:
         (record,) = await kept(store, new())
@@ -321,6 +340,8 @@ async def test_lists_and_claims_are_read_from_indexes_however_many_tasks_are_don
         sqlite._RELEASE: "sqlite_autoindex_tasks_1",
         sqlite._HELD: "INDEX tasks_held (holder=?)",
         sqlite._LEASING: "INDEX tasks_held (holder=?)",
+        sqlite._PLACED_AT: "COVERING INDEX tasks_by_destination (destination=?)",
+        sqlite._PLACED: "COVERING INDEX tasks_by_destination",
     }
     for statement, index in expected.items():
         names = {"owner": "user3", "before": 1000, "limit": 10}
