@@ -6,7 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -20,14 +21,18 @@ from tesapi.api.door import PREFIXES, Door
 from tesapi.api.service_info import service_info
 from tesapi.api.tasks import TesOperations
 from tesapi.backends.base import Backend, Capacity
+from tesapi.backends.health import Health
 from tesapi.backends.local import LocalBackend
+from tesapi.backends.pulsar_rest import PulsarOptions, PulsarRestBackend
+from tesapi.backends.pulsar_wire import PulsarAddress, PulsarServer
 from tesapi.backends.runtimes import BASE_IMAGES, RuntimeOptions, RuntimeProbe
 from tesapi.dispatch.dispatcher import Dispatcher
 from tesapi.dispatch.drive import Driver
-from tesapi.dispatch.routing import Destination
+from tesapi.dispatch.routing import Destination, Site, supported_parameters
 from tesapi.errors import ConfigurationProblem
 from tesapi.runner.runtimes.bubblewrap import HOST
-from tesapi.settings import Settings
+from tesapi.settings import Destination as PulsarSettings
+from tesapi.settings import Runtime, Settings, kind_of, remote_job_storage
 from tesapi.store.base import TaskStore
 from tesapi.store.sqlite import SqliteStore
 from tesapi.tasks import Tasks
@@ -45,31 +50,31 @@ async def running(settings: Settings) -> AsyncIterator[ASGIApp]:
     async with contextlib.AsyncExitStack() as stack:
         _make_default_root(settings)
         store: TaskStore = await stack.enter_async_context(SqliteStore(settings.sqlite_path))
-        backends = {name: await stack.enter_async_context(b) for name, b in _backends(settings, store.id).items()}
+        destinations = _destinations(settings, store.id)
+        backends = {name: await stack.enter_async_context(d.backend) for name, d in destinations.items()}
         if not backends:
             _log.warning("No destination is configured (local.enable is off): tasks are taken, and wait.")
-        tasks = Tasks(store, backends)
-        driver = Driver(
-            tasks=tasks,
-            destinations={name: Destination(name, backend) for name, backend in backends.items()},
-            store_id=store.id,
-            storage=settings.job_storage,
-        )
+        parameters = supported_parameters([destination.site for destination in destinations.values()])
+        tasks = Tasks(store, backends, parameters)
+        driver = Driver(tasks, store, destinations)
         dispatcher = Dispatcher(
             store,
             tasks,
             driver,
             lease_s=settings.dispatcher.lease_s,
             poll_interval_s=settings.dispatcher.poll_interval_s,
+            give_up_after_s=settings.dispatcher.give_up_after_days * 86400,
         )
         children = await stack.enter_async_context(asyncio.TaskGroup())
         child = children.create_task(dispatcher.run(), name="dispatcher")
         stack.callback(child.cancel)
-        yield _http(settings, tasks, dispatcher, backends)
+        yield _http(settings, tasks, dispatcher, backends, parameters)
 
 
-def _http(settings: Settings, tasks: Tasks, dispatcher: Dispatcher, backends: dict[str, Backend]) -> ASGIApp:
-    info = service_info(settings)
+def _http(
+    settings: Settings, tasks: Tasks, dispatcher: Dispatcher, backends: dict[str, Backend], parameters: frozenset[str]
+) -> ASGIApp:
+    info = service_info(settings, parameters)
     others = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     health_routes = health.routes(tasks, dispatcher, backends)
     document = get_openapi(
@@ -94,12 +99,50 @@ def _http(settings: Settings, tasks: Tasks, dispatcher: Dispatcher, backends: di
     )
 
 
-def _backends(settings: Settings, store_id: str) -> dict[str, Backend]:
-    """The configured destinations. Job directories lie beside the database and carry the store's id."""
-    if not settings.local.enable:
-        return {}
-    directory = settings.server.data_dir / "jobs" / store_id
-    return {"local": LocalBackend(directory, _local_capacity(settings), _probe(settings, directory))}
+def _destinations(settings: Settings, store_id: str) -> dict[str, Destination]:
+    """The configured destinations. Local job directories lie beside the database and carry the store's id."""
+    destinations: dict[str, Destination] = {}
+    if settings.local_enabled:
+        directory = settings.server.data_dir / "jobs" / store_id
+        backend = LocalBackend(directory, _local_capacity(settings), _probe(settings, directory))
+        site = Site("local", roots=tuple(map(str, settings.file_roots)))
+        destinations["local"] = Destination(site, backend, settings.job_storage)
+    for name, pulsar in settings.pulsars.items():
+        site = Site(
+            name,
+            kind=kind_of(pulsar),
+            manager=pulsar.manager,
+            labels=pulsar.labels,
+            zones=pulsar.zones,
+            preemptible=pulsar.preemptible,
+            roots=tuple(map(str, pulsar.storage.file.roots)),
+            drain=pulsar.drain,
+        )
+        destinations[name] = Destination(site, _pulsar(name, pulsar), remote_job_storage(pulsar))
+    return destinations
+
+
+def _pulsar(name: str, pulsar: PulsarSettings) -> Backend:
+    capacity = Capacity(pulsar.max_jobs, pulsar.cpu_cores, pulsar.ram_gb, pulsar.disk_gb)
+    options = PulsarOptions(
+        python=pulsar.python,
+        poll_interval_s=pulsar.poll_interval,
+        max_polls=pulsar.max_polls,
+        runtime=_runtime_options(pulsar.runtime, scratch="/tmp/tesapi-images", images={}).document(),  # noqa: S108
+    )
+    if pulsar.url is None or kind_of(pulsar) != "pulsar_rest":
+        raise ConfigurationProblem(f"destinations.{name}: running tasks over AMQP is not built yet.")
+    address = PulsarAddress(
+        name,
+        pulsar.url.get_secret_value(),
+        manager=pulsar.manager,
+        token=pulsar.private_token.get_secret_value() if pulsar.private_token else "",
+        ca=pulsar.ca,
+        certificate=pulsar.client_certificate,
+        timeout_s=pulsar.client_timeout,
+    )
+    health = Health()
+    return PulsarRestBackend(PulsarServer(address, health), health, capacity, options)
 
 
 def _make_default_root(settings: Settings) -> None:
@@ -113,23 +156,28 @@ def _make_default_root(settings: Settings) -> None:
 
 
 def _probe(settings: Settings, directory: Path) -> RuntimeProbe:
-    runtime = settings.runtime
-    images = runtime.bubblewrap.images
-    if images is None:
-        # Nobody but users of this machine can reach a server on loopback, and its /usr they see anyway.
-        images = dict.fromkeys(BASE_IMAGES, HOST) if settings.server.is_loopback else {}
-    options = RuntimeOptions(
+    # Nobody but users of this machine can reach a server on loopback, and its /usr they see anyway.
+    images = dict.fromkeys(BASE_IMAGES, HOST) if settings.server.is_loopback else {}
+    options = _runtime_options(settings.runtime, scratch=str(settings.server.data_dir), images=images)
+    return RuntimeProbe(
+        directory, replace(options, docker_host=options.docker_host or os.environ.get("DOCKER_HOST", ""))
+    )
+
+
+def _runtime_options(runtime: Runtime, *, scratch: str, images: Mapping[str, str]) -> RuntimeOptions:
+    """What is set of containers somewhere; `images` are those for bubblewrap where none are set."""
+    own = runtime.bubblewrap.images
+    return RuntimeOptions(
         kind=runtime.kind,
         network=runtime.network,
         user=runtime.user or "",
         capabilities=runtime.capabilities,
         pids_limit=runtime.pids_limit,
         pull=runtime.pull,
-        docker_host=runtime.docker.host or os.environ.get("DOCKER_HOST", ""),
-        images=list(images.items()),
-        scratch=str(settings.server.data_dir),
+        docker_host=runtime.docker.host or "",
+        images=list((images if own is None else own).items()),
+        scratch=scratch,
     )
-    return RuntimeProbe(directory, options)
 
 
 def _local_capacity(settings: Settings) -> Capacity:

@@ -41,8 +41,6 @@ from tesapi.errors import ConfigurationProblem
 # Setting one of these is refused, never ignored: a row goes when its feature comes.
 _NOT_BUILT = {
     "db.mongodb_uri": "keeping tasks in MongoDB",
-    "pulsar.*": "running tasks on Pulsar",
-    "destinations.*": "choosing between destinations",
     "basic_auth.*": "HTTP Basic authentication",
     "oauth.*": "OpenID Connect",
     "storage.s3.*": "S3 storage",
@@ -156,6 +154,7 @@ def _url(*schemes: str) -> Callable[[str], str]:
 
 
 _T = TypeVar("_T")
+_Key = tuple[str, ...]
 _OwnPath = Annotated[Path, BeforeValidator(_own_path)]
 _Roots = Annotated[tuple[Annotated[Path, BeforeValidator(_root)], ...], Field(strict=False)]
 _HttpUrl = Annotated[str, AfterValidator(_url("http", "https"))]
@@ -250,6 +249,15 @@ class Storage(_Table):
     s3: _Frozen[S3Site] = _DEFAULTS
 
 
+class RemoteFileStorage(_Table):
+    roots: _Roots = Field((), description="a list of absolute paths")
+
+
+class RemoteStorage(_Table):
+    file: RemoteFileStorage = _DEFAULTS
+    http: HttpStorage = _DEFAULTS
+
+
 class Bubblewrap(_Table):
     images: _Frozen[Annotated[str, AfterValidator(_image_source)]] | None = Field(None, description=_IMAGES)
 
@@ -274,13 +282,14 @@ class Runtime(_Table):
 
 
 class Local(_Table):
-    enable: bool = Field(True, description="true or false")
+    enable: bool | None = Field(None, description="true or false")
     max_jobs: int | None = Field(None, ge=1, description="a whole number, at least 1")
     cpu_cores: int | None = Field(None, ge=1, description="a whole number, at least 1")
     ram_gb: FiniteFloat | None = Field(None, gt=0, description="a number of GB above 0")
 
 
 class Dispatcher(_Table):
+    give_up_after_days: FiniteFloat = Field(7.0, gt=0, description="a number of days above 0")
     lease_s: FiniteFloat = Field(15.0, ge=1, description="a number of seconds, at least 1")
     poll_interval_s: float = Field(1.0, ge=0.05, le=60, description="a number of seconds from 0.05 to 60")
 
@@ -300,16 +309,82 @@ class ServiceInfo(_Table):
     environment: str | None = Field(None, description="a text: prod, test, ...")
 
 
+class _PulsarPlace(_Table):
+    """A Pulsar: where it is, what it is given, and what may go there."""
+
+    url: SecretUrl | None = Field(None, description="a text: https://...")
+    amqp_url: SecretUrl | None = Field(None, description="a text: amqps://...")
+    manager: str = Field("", description="a text: the name of a manager of that Pulsar")
+    amqp_key_prefix: str | None = Field(None, description="a text: what the Pulsar's app.yml says")
+    private_token: SecretStr | None = Field(None, description="a text")
+    ca: _OwnPath | None = Field(None, description="the path of a file of certificates")
+    client_certificate: _OwnPath | None = Field(None, description="the path of a file with a certificate and its key")
+    python: str = Field("python3", min_length=1, description="the name or the path of a Python 3.9 or newer there")
+    max_jobs: int = Field(16, ge=1, description="a whole number, at least 1")
+    cpu_cores: int | None = Field(None, ge=1, description="a whole number, at least 1")
+    ram_gb: FiniteFloat | None = Field(None, gt=0, description="a number of GB above 0")
+    disk_gb: FiniteFloat | None = Field(None, gt=0, description="a number of GB above 0")
+    preemptible: bool = Field(False, description="true or false")
+    zones: _Texts[str] = Field((), description='a list of texts such as ["eu-1"]')
+    labels: _Frozen[str] = Field(default_factory=dict, description='a table of texts such as { gpu = "a100" }')
+    drain: bool = Field(False, description="true or false")
+    runtime: Runtime = _DEFAULTS
+    storage: RemoteStorage = _DEFAULTS
+
+    @field_validator("url")
+    @classmethod
+    def _is_of_the_web(cls, url: SecretUrl | None) -> SecretUrl | None:
+        return _with_scheme(url, "http", "https")
+
+    @field_validator("amqp_url")
+    @classmethod
+    def _is_of_a_broker(cls, url: SecretUrl | None) -> SecretUrl | None:
+        return _with_scheme(url, "amqp", "amqps")
+
+
+def _with_scheme(url: SecretUrl | None, *schemes: str) -> SecretUrl | None:
+    if url is not None and url.get_secret_value():
+        parts = urlsplit(url.get_secret_value())
+        if parts.scheme not in schemes or not parts.hostname:
+            raise ValueError(f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+        return url
+    return None
+
+
 class PulsarStatus(_Table):
-    poll_interval: FiniteFloat | None = Field(None, gt=0, description="a number of seconds above 0")
+    poll_interval: FiniteFloat = Field(5.0, gt=0, description="a number of seconds above 0")
     max_polls: int | None = Field(None, ge=1, description="a whole number, at least 1")
 
 
-class Pulsar(_Table):
-    url: SecretUrl | None = Field(None, description="a text: https://...")
-    amqp_url: SecretUrl | None = Field(None, description="a text: amqps://...")
+class Pulsar(_PulsarPlace):
+    """The only Pulsar of a site that has one, with the keys of TESP API."""
+
     status: PulsarStatus = _DEFAULTS
-    client_timeout: FiniteFloat | None = Field(None, gt=0, description="a number of seconds above 0")
+    client_timeout: FiniteFloat = Field(30.0, gt=0, description="a number of seconds above 0")
+
+
+_Kind = Literal["pulsar_rest", "pulsar_amqp", "pulsar"]
+
+
+class Destination(_PulsarPlace):
+    """One of any number of Pulsars."""
+
+    kind: _Kind | None = Field(None, description="one of pulsar_rest, pulsar_amqp, pulsar")
+    poll_interval: FiniteFloat = Field(5.0, gt=0, description="a number of seconds above 0")
+    max_polls: int | None = Field(None, ge=1, description="a whole number, at least 1")
+    client_timeout: FiniteFloat = Field(30.0, gt=0, description="a number of seconds above 0")
+
+    @field_validator("kind")
+    @classmethod
+    def _has_what_it_needs(cls, kind: _Kind | None, info: ValidationInfo) -> _Kind | None:
+        if "url" not in info.data or "amqp_url" not in info.data:  # they are wrong, which is told already
+            return kind
+        has = {"url": info.data["url"] is not None, "amqp_url": info.data["amqp_url"] is not None}
+        needs = {"pulsar_rest": ["url"], "pulsar_amqp": ["amqp_url"], "pulsar": ["url", "amqp_url"], None: []}[kind]
+        missing = [name for name in needs if not has[name]] or ([] if any(has.values()) else ["url or amqp_url"])
+        if missing:
+            raise ValueError(f"needs {' and '.join(missing)} beside it")
+        return kind
 
 
 class BasicAuth(_Table):
@@ -320,10 +395,6 @@ class BasicAuth(_Table):
 
 class OAuth(_Table):
     enable: bool = Field(False, description="true or false")
-
-
-class Destination(_Table, extra="allow"):
-    """Not built yet, so that nothing is known of its keys."""
 
 
 class Settings(_Table):
@@ -355,11 +426,41 @@ class Settings(_Table):
 
     @property
     def job_storage(self) -> Mapping[str, Mapping[str, object]]:
-        """What job documents say of storage: by module of `tesapi.runner.storage`."""
-        return {
-            "file": {"roots": [str(root) for root in self.file_roots]},
-            "http": self.storage.http.model_dump(mode="json"),
-        }
+        """What documents of local jobs say of storage: by module of `tesapi.runner.storage`."""
+        return _job_storage(self.file_roots, self.storage.http)
+
+    @property
+    def pulsars(self) -> Mapping[str, Destination]:
+        """Every Pulsar by the name of its destination; the one of `pulsar.…` is called `pulsar`."""
+        one = self.pulsar
+        if one.url is None and one.amqp_url is None:
+            return self.destinations
+        own: dict[str, Any] = {name: getattr(one, name) for name in _PulsarPlace.model_fields}
+        own |= {"poll_interval": one.status.poll_interval, "max_polls": one.status.max_polls, "kind": None}
+        return {"pulsar": Destination.model_construct(**own, client_timeout=one.client_timeout), **self.destinations}
+
+    @property
+    def local_enabled(self) -> bool:
+        """`local.enable`, by default true where no other destination is configured."""
+        return not self.pulsars if self.local.enable is None else self.local.enable
+
+
+def kind_of(pulsar: Destination) -> _Kind:
+    """How jobs get to a Pulsar: `kind`, by default whatever the URLs allow."""
+    if pulsar.kind is not None:
+        return pulsar.kind
+    if pulsar.url is None:
+        return "pulsar_amqp"
+    return "pulsar_rest" if pulsar.amqp_url is None else "pulsar"
+
+
+def remote_job_storage(pulsar: Destination) -> Mapping[str, Mapping[str, object]]:
+    """What documents of jobs at a Pulsar say of storage."""
+    return _job_storage(pulsar.storage.file.roots, pulsar.storage.http)
+
+
+def _job_storage(roots: tuple[Path, ...], http: HttpStorage) -> Mapping[str, Mapping[str, object]]:
+    return {"file": {"roots": [str(root) for root in roots]}, "http": http.model_dump(mode="json")}
 
 
 @dataclass(frozen=True)
@@ -388,18 +489,37 @@ def load(path: Path | None = None, *, environ: Mapping[str, str] | None = None, 
         _lay_over(given, layer, problems)
 
     wrong, settings = _validate(given, cwd)
-    if settings is not None and (overlap := _root_around_our_data(settings)):
-        wrong = {("storage", "file", "roots"): overlap}
+    if settings is not None:
+        wrong = _wrong_together(settings)
     not_built = {key: text for key in given if key not in wrong and (text := _not_built(key, given[key]))}
-    problems += [_line(key, *given[key], text) for key, text in (wrong | not_built).items()]
+    unset = _Given(None, "not set")
+    problems += [_line(key, *given.get(key, unset), text) for key, text in (wrong | not_built).items()]
     if problems or settings is None:
         raise ConfigurationProblem("\n".join(problems))
 
     if not settings.server.is_loopback:
         where = f"port {settings.server.port} of {settings.server.host}"
         warnings.append(f"server.allow_anonymous is true: anybody who reaches {where} can run containers here.")
+    for name, pulsar in settings.pulsars.items():
+        if pulsar.max_polls is not None:
+            warnings.append(
+                f"Jobs at {name} are stopped after {pulsar.max_polls * pulsar.poll_interval:g} s: max_polls is set."
+            )
     sources = {_dotted(k): given[k].source if k in given else "default" for k, _ in _values(settings)}
     return Loaded(settings, MappingProxyType(sources), tuple(warnings))
+
+
+def _wrong_together(settings: Settings) -> dict[_Key, str]:
+    """What is wrong of values that are each right."""
+    wrong: dict[_Key, str] = {}
+    if overlap := _root_around_our_data(settings):
+        wrong["storage", "file", "roots"] = overlap
+    for name in settings.destinations:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}", name) or name in ("local", "pulsar"):
+            wrong["destinations", name, "kind"] = (
+                "the name of a destination must be letters, digits, '.', '_' and '-', and not local or pulsar"
+            )
+    return wrong
 
 
 def _root_around_our_data(settings: Settings) -> str | None:
@@ -433,9 +553,6 @@ def declared_keys(table: Any = Settings, above: str = "") -> Iterator[str]:
             yield above + name
     if table.model_config["extra"] == "allow":
         yield above + "…"
-
-
-_Key = tuple[str, ...]
 
 
 class _Given(NamedTuple):
@@ -502,7 +619,7 @@ def _environment_layers(
     source = "environment variable CONTAINER_TYPE"
     if container_type := environ.get("CONTAINER_TYPE"):
         if kind := _CONTAINER_TYPES.get(container_type.lower()):
-            yield _Layer({"runtime": {"kind": kind}}, source)
+            yield _Layer({"runtime": {"kind": kind}, "pulsar": {"runtime": {"kind": kind}}}, source)
         else:
             problems.append(f"{source} = {_toml(container_type)}: must be one of {', '.join(_CONTAINER_TYPES)}")
 
@@ -606,7 +723,9 @@ def _validate(given: Mapping[_Key, _Given], cwd: Path) -> tuple[dict[_Key, str],
     except ValidationError as error:
         wrong = {}
         for problem in error.errors(include_url=False, include_input=False):
-            key = next(key for key in given if problem["loc"][: len(key)] == key)
+            place = tuple(str(part) for part in problem["loc"])
+            own_keys = (key for key in given if place[: len(key)] == key and not _is_table(_declared(key)))
+            key = next(own_keys, place)
             allowed = _declared(key[:-1]).model_fields[key[-1]].description
             own = problem["type"] == "value_error"
             wrong[key] = str(problem["ctx"]["error"]) if own else f"must be {allowed}"
@@ -652,7 +771,8 @@ def _toml(value: Any) -> str:
         case bool() | int() | float():
             return str(value).lower()
         case Mapping():
-            return f"{{ {', '.join(f'{json.dumps(k)} = {_toml(v)}' for k, v in value.items())} }}"
+            pairs = ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items())
+            return f"{{ {pairs} }}" if pairs else "{}"
         case list() | tuple():
             return f"[{', '.join(map(_toml, value))}]"
         case _:

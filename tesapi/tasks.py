@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -35,10 +35,16 @@ def now() -> datetime:
 
 
 class Tasks:
-    """Makes, reads and changes tasks. `backends`, by the name of their destination, are asked for live log tails."""
+    """Makes, reads and changes tasks. `backends`, by the name of their destination, are asked for live log tails.
 
-    def __init__(self, store: TaskStore, backends: Mapping[str, Backend]) -> None:
+    `parameters` are the `backend_parameters` that tasks may use.
+    """
+
+    def __init__(
+        self, store: TaskStore, backends: Mapping[str, Backend], parameters: Collection[str] = frozenset()
+    ) -> None:
         self._store = store
+        self._parameters = frozenset(parameters)
         self._backends = backends
         self._listeners: list[Listener] = []
 
@@ -48,7 +54,7 @@ class Tasks:
 
     async def create(self, document: TaskDocument, owner: str) -> str:
         """Store a new task durably; its id."""
-        document, events = _without_unsupported_parameters(document)
+        document, events = _without_unsupported_parameters(document, self._parameters)
         record = TaskRecord(id=str(uuid_utils.uuid7()), owner=owner, document=document, created=now())
         for event in events:
             record = apply(record, event)
@@ -118,19 +124,24 @@ class Tasks:
         return replace(record, progress=replace(record.progress, attempts=attempts))
 
 
-def _without_unsupported_parameters(document: TaskDocument) -> tuple[TaskDocument, list[Event]]:
-    """The document as it is kept, and what happens at once: no destination of this version takes parameters.
+def _without_unsupported_parameters(
+    document: TaskDocument, supported: frozenset[str]
+) -> tuple[TaskDocument, list[Event]]:
+    """The document as it is kept, and what happens at once.
 
     "Backends shall log system warnings if a key is passed that is unsupported. Backends shall not store or return
     unsupported keys. If backend_parameters_strict equals true, backends should fail the task." (TES 1.1)
     """
     resources = document.resources
-    if resources is None or not resources.backend_parameters:
+    given = (resources and resources.backend_parameters) or {}
+    unsupported = ", ".join(sorted(given.keys() - supported))
+    if resources is None or not unsupported:
         return document, []
-    keys = ", ".join(sorted(resources.backend_parameters))
-    resources = resources.model_copy(update={"backend_parameters": None})
+    kept = {name: value for name, value in given.items() if name in supported}
+    resources = resources.model_copy(update={"backend_parameters": kept or None})
     document = document.model_copy(update={"resources": resources})
+    there = f" (it has: {', '.join(sorted(supported))})" if supported else ""
+    what = f"this server does not support the backend_parameters {unsupported}{there}."
     if resources.backend_parameters_strict:
-        reason = f"backend_parameters_strict is set, and this server does not support the backend_parameters {keys}."
-        return document, [Refused(reason, now())]
-    return document, [Noted(f"Warning: this server does not support the backend_parameters {keys}.", now())]
+        return document, [Refused(f"backend_parameters_strict is set, and {what}", now())]
+    return document, [Noted(f"Warning: {what}", now())]

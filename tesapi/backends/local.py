@@ -14,13 +14,14 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
-from tesapi.backends.base import Capacity, Condition, LogTails
+from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.runtimes import RuntimeProbe
-from tesapi.backends.slots import Need, Slots
+from tesapi.backends.slots import Slots
 from tesapi.errors import BackendUnavailable, JobLost
 from tesapi.jobs.bundle import CODE_SUFFIX, runner_code
 from tesapi.jobs.plan import Job
@@ -54,11 +55,16 @@ class LocalBackend:
         self._runners: dict[str, subprocess.Popen[bytes]] = {}
         self._launching: set[str] = set()
         self._canceling: dict[str, float] = {}
+        self._since = datetime.now(UTC)
         self._threads = ThreadPoolExecutor(max_workers=4, thread_name_prefix="local-backend")
 
     @property
     def capacity(self) -> Capacity:
         return self._capacity
+
+    @property
+    def images(self) -> Sequence[str] | None:
+        return images_of(self._probe.found)
 
     async def __aenter__(self) -> Self:
         try:
@@ -66,6 +72,7 @@ class LocalBackend:
         except OSError as error:
             raise BackendUnavailable(f"{self._directory} cannot be made: {error.strerror}.") from error
         await self._in_thread(self._probe.look)
+        self._since = datetime.now(UTC)
         return self
 
     async def __aexit__(
@@ -77,22 +84,25 @@ class LocalBackend:
             runner.returncode = runner.poll() or 0
 
     def condition(self) -> Condition:
-        found = self._probe.found
-        if found is None:
-            return Condition(False, self._probe.sentence)
-        limits = self._capacity
-        return Condition(
-            True,
-            f"{self._probe.sentence} {self._slots.running} jobs run and {self._slots.waiting} wait; at most "
-            f"{limits.max_jobs} jobs, {limits.cpu_cores} CPU cores and {limits.ram_gb:.1f} GB of memory.",
+        running, waiting, limits = self._slots.running, self._slots.waiting, self._capacity
+        if self._probe.found is None:
+            return Condition(False, self._probe.sentence, "misconfigured", self._since, running, waiting)
+        sentence = (
+            f"{self._probe.sentence} {running} jobs run and {waiting} wait; at most "
+            f"{limits.max_jobs} jobs, {limits.cpu_cores} CPU cores and {limits.ram_gb:.1f} GB of memory."
         )
+        return Condition(True, sentence, "up", self._since, running, waiting)
 
     async def runtime(self) -> Mapping[str, object]:
         if self._probe.found is None:
             await self._in_thread(self._probe.look)
+            self._since = datetime.now(UTC)
         if self._probe.found is None:
             raise BackendUnavailable(self._probe.sentence)
         return self._probe.found
+
+    def address(self, job_id: str) -> Handle:
+        return {"directory": str(self._directory / job_id)}
 
     async def prepare(self, job: Job) -> Handle:
         directory = self._directory / job.job_id
@@ -100,7 +110,7 @@ class LocalBackend:
             await self._in_thread(_make_place, directory, job)
         except OSError as error:
             raise BackendUnavailable(f"The job's place {directory} cannot be made: {error.strerror}.") from error
-        return {"directory": str(directory)}
+        return self.address(job.job_id)
 
     async def start(self, handle: Handle, job: Job) -> None:
         places = self._places(handle)
@@ -113,6 +123,11 @@ class LocalBackend:
         if not Path(places.cancelled).exists():  # finding out that it is canceled takes no room
             await self._slots.take(job.job_id, need)
         await self._launch(places)
+
+    async def resume(self, handle: Handle, need: Need) -> None:
+        places = self._places(handle)
+        if living(places.started) is not None:
+            self._slots.occupy(_job_id(places), need)
 
     async def follow(self, handle: Handle) -> AsyncIterator[Sequence[RunnerEvent]]:
         places = self._places(handle)

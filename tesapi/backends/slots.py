@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
-from dataclasses import dataclass
 
-from tesapi.backends.base import Capacity
-
-
-@dataclass(frozen=True, slots=True)
-class Need:
-    """What one job takes up; `ram_gb` in 10^9 bytes."""
-
-    cpu_cores: int
-    ram_gb: float
+from tesapi.backends.base import Capacity, Need
 
 
 class Slots:
@@ -80,11 +72,11 @@ class Slots:
             _wake(turn)
 
     def _fits(self, need: Need) -> bool:
-        taken = self._taken.values()
+        limits, taken = self._capacity, self._taken.values()
         return (
-            len(taken) < self._capacity.max_jobs
-            and sum(other.cpu_cores for other in taken) + need.cpu_cores <= self._capacity.cpu_cores
-            and sum(other.ram_gb for other in taken) + need.ram_gb <= self._capacity.ram_gb
+            len(taken) < limits.max_jobs
+            and sum(other.cpu_cores for other in taken) + need.cpu_cores <= (limits.cpu_cores or math.inf)
+            and sum(other.ram_gb for other in taken) + need.ram_gb <= (limits.ram_gb or math.inf)
         )
 
 

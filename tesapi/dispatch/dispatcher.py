@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from tesapi import logs
-from tesapi.dispatch.drive import Driver
+from tesapi.dispatch.drive import Driver, Waiting
 from tesapi.errors import BackendUnavailable, StoreUnavailable
 from tesapi.store.base import TaskStore
 from tesapi.tasks import Tasks, now
-from tesapi.tes.events import Noted
+from tesapi.tes.events import Lost, Noted
 from tesapi.tes.record import TaskRecord, Work
-from tesapi.tes.states import State
+from tesapi.tes.states import State, is_settled
 
 _log = logging.getLogger(__name__)
 
@@ -27,25 +27,39 @@ _SLOWEST_RETRY_S = 60.0
 _RETRY_AFTER_BUG_S = 30.0
 _STALLED_S = 15.0
 _RENEWALS_PER_LEASE = 3
+_TOLD_AT_ONCE = 8  # of tasks that wait for a destination to come back
 
 
 @dataclass(eq=False, slots=True)
 class _Driven:
+    placing: bool
     canceling: asyncio.Event = field(default_factory=asyncio.Event)
     child: asyncio.Task[None] | None = None
+
+    def is_placed(self) -> None:
+        """From now on the store counts it."""
+        self.placing = False
 
 
 class Dispatcher:
     """One holder of leases. `run` goes on until it is canceled; then every lease is given back, no state changed."""
 
     def __init__(
-        self, store: TaskStore, tasks: Tasks, driver: Driver, *, lease_s: float, poll_interval_s: float
+        self,
+        store: TaskStore,
+        tasks: Tasks,
+        driver: Driver,
+        *,
+        lease_s: float,
+        poll_interval_s: float,
+        give_up_after_s: float = 604800.0,
     ) -> None:
         self._store = store
         self._tasks = tasks
         self._driver = driver
         self._lease = timedelta(seconds=lease_s)
         self._poll_interval_s = poll_interval_s
+        self._give_up_after = timedelta(seconds=give_up_after_s)
         self._holder = uuid.uuid4().hex
         self._driven: dict[str, _Driven] = {}
         self._failures: dict[str, int] = {}
@@ -54,6 +68,7 @@ class Dispatcher:
         self._last_round = time.monotonic()
         self._pause_until = float("-inf")
         self._last_renewal = float("-inf")
+        self._has_room = True
         self._failing = False
         tasks.listen(self._on_change)
 
@@ -80,7 +95,7 @@ class Dispatcher:
                 await self._release(task_id, self._unreleased.pop(task_id))
             if not self._driven:
                 await self._claim(children, queued=0)  # what is placed takes room before anything new does
-            await self._claim(children, queued=self._room())
+            await self._claim(children, queued=await self._room())
         except StoreUnavailable as error:
             if not self._failing:
                 _log.error("The store does not answer; trying again: %s", error)
@@ -88,16 +103,24 @@ class Dispatcher:
         else:
             self._failing = False
 
-    def _room(self) -> int:
-        """How many more tasks may be driven now: none just after one found its destination down, for so will others."""
+    async def _room(self) -> int:
+        """How many more tasks may be driven now: what the destinations that take jobs have left, over all dispatchers.
+
+        Where none takes any, a few tasks are looked at all the same, now and then, to be told so.
+        """
         if time.monotonic() < self._pause_until:
             return 0
-        room = sum(destination.backend.capacity.max_jobs for destination in self._driver.destinations.values())
-        return max(0, room - len(self._driven))
+        offers = [offer for offer in self._driver.offers(await self._store.occupied()) if not offer.site.drain]
+        room = sum(max(0, offer.capacity.max_jobs - offer.placed) for offer in offers if offer.unavailable is None)
+        if offers and all(offer.unavailable is not None for offer in offers):
+            room = _TOLD_AT_ONCE
+        placing = sum(driven.placing for driven in self._driven.values())
+        self._has_room = room > placing
+        return max(0, room - placing)
 
     async def _claim(self, children: asyncio.TaskGroup, *, queued: int) -> None:
         for record in await self._store.claim(self._holder, queued=queued, ttl=self._lease):
-            driven = self._driven[record.id] = _Driven()
+            driven = self._driven[record.id] = _Driven(placing=record.work is Work.QUEUED)
             driven.child = children.create_task(self._see_through(record, driven), name=f"drive {record.id}")
 
     async def _renew(self) -> None:
@@ -116,7 +139,7 @@ class Dispatcher:
         driven = self._driven.get(task_id)
         if driven is not None and state is State.CANCELING:
             driven.canceling.set()
-        if driven is None and (self._room() > 0 or state is State.CANCELING):
+        if driven is None and (self._has_room or state is State.CANCELING):
             self._news.set()
 
     async def _see_through(self, record: TaskRecord, driven: _Driven) -> None:
@@ -143,7 +166,7 @@ class Dispatcher:
         try:
             while True:
                 try:
-                    await self._driver.drive(record, driven.canceling)
+                    await self._driver.drive(record, driven.canceling, driven.is_placed)
                 except StoreUnavailable as error:
                     _log.warning("The store does not answer; trying again: %s", error)
                     await asyncio.sleep(self._retry_s(record.id))
@@ -151,11 +174,20 @@ class Dispatcher:
                 else:
                     self._failures.pop(record.id, None)
                     return None
+        except Waiting as wait:
+            delay_s = self._retry_s(record.id)
+            if not wait.full:
+                self._pause_until = time.monotonic() + self._poll_interval_s
+            _log.info("Looking for a place again in %.0f s: %s", delay_s, wait)
+            await self._note(record, f"Waiting: {wait}")
+            return delay_s
         except BackendUnavailable as error:
             delay_s = self._retry_s(record.id)
             if record.work is Work.QUEUED:
                 self._pause_until = time.monotonic() + self._poll_interval_s
             _log.warning("Trying again in %.0f s: %s", delay_s, error)
+            if await self._is_hopeless(record, error):
+                return _RETRY_AFTER_BUG_S
             await self._note(record, f"Waiting: {error}")
             return delay_s
         except Exception as error:  # noqa: BLE001 - it is logged whole
@@ -163,6 +195,25 @@ class Dispatcher:
             _log.exception("Driving the task failed; trying again in %.0f s.", _RETRY_AFTER_BUG_S)
             await self._note(record, f"Waiting: the dispatcher failed on this task ({type(error).__name__}: {error}).")
             return _RETRY_AFTER_BUG_S
+
+    async def _is_hopeless(self, record: TaskRecord, error: BackendUnavailable) -> bool:
+        """Whether the task's destination has been away for so long that the task is settled without its word."""
+        record = await self._reloaded(record)
+        attempt = record.attempt
+        if attempt is None or attempt.handle is None or is_settled(record.state):
+            return False
+        destination = self._driver.destinations.get(attempt.destination)
+        away_since = attempt.placed
+        if destination is not None:
+            condition = destination.backend.condition()
+            away_since = now() if condition.ok else max(condition.since, attempt.placed)
+        if now() - away_since < self._give_up_after:
+            return False
+        days = self._give_up_after.total_seconds() / 86400
+        reason = f"Given up after {days:g} days; the job may still run there: {error}"
+        with contextlib.suppress(StoreUnavailable):
+            await self._tasks.record(record, Lost(attempt.job_id, reason, now()))
+        return True
 
     def _retry_s(self, task_id: str) -> float:
         failures = self._failures[task_id] = self._failures.get(task_id, 0) + 1

@@ -28,6 +28,7 @@ class Job:
     runner: str
     cpu_cores: int
     ram_gb: float
+    disk_gb: float = 0.0
 
 
 def plan(
@@ -54,22 +55,23 @@ def plan(
         "runtime": dict(runtime),
         "tail_bytes": TAIL_BYTES,
     }
-    cpu_cores, ram_gb = needs(record)
+    cpu_cores, ram_gb, disk_gb = needs(record)
     return Job(
         job_id=job_id,
         document=json.dumps(document, ensure_ascii=True),
         runner=runner_text(__version__),
         cpu_cores=cpu_cores,
         ram_gb=ram_gb,
+        disk_gb=disk_gb,
     )
 
 
-def needs(record: TaskRecord) -> tuple[int, float]:
-    """CPU cores and gigabytes of memory that a task takes up: one core and no memory where it does not say."""
+def needs(record: TaskRecord) -> tuple[int, float, float]:
+    """CPU cores, GB of memory and GB of disk that a task takes up: one core and nothing else where it does not say."""
     resources = record.document.resources
     if resources is None:
-        return 1, 0.0
-    return max(1, resources.cpu_cores or 1), resources.ram_gb or 0.0
+        return 1, 0.0, 0.0
+    return max(1, resources.cpu_cores or 1), resources.ram_gb or 0.0, resources.disk_gb or 0.0
 
 
 def _limits(resources: Resources | None) -> dict[str, object]:

@@ -12,10 +12,13 @@
 
 Standard output is the report. The exit code is 0 whenever the report tells the end, whatever that was.
 `--sweep JOB.JSON` removes what a dead runner left, waits for the lock to do so, and reports the end.
+`--roll-call CALLS.JSON` asks after many jobs, and waits for none; `--probe OPTIONS.JSON` looks for a container runtime.
+Both print one line of JSON.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from typing import List, Optional
@@ -30,14 +33,17 @@ from .storage.base import StorageFailure, Storages
 
 def main(arguments: List[str]) -> int:
     """What the module's docstring says; the process's exit code."""
-    sweeping = arguments[:1] == ["--sweep"]
-    paths = arguments[1:] if sweeping else arguments
-    if len(paths) != 1:
-        os.write(2, b"usage: runner.py [--sweep] JOB.JSON\n")
+    option = arguments[0] if arguments and arguments[0].startswith("--") else ""
+    paths = arguments[1:] if option else arguments
+    if len(paths) != 1 or option not in ("", "--sweep", "--roll-call", "--probe"):
+        os.write(2, b"usage: runner.py [--sweep] JOB.JSON | --roll-call CALLS.JSON | --probe OPTIONS.JSON\n")
         return 2
+    if option in ("--roll-call", "--probe"):
+        return _answer(option, paths[0])
+    sweeping = option == "--sweep"
     places = Places(paths[0])
     os.makedirs(places.metadata, exist_ok=True)
-    stop = guard.Stop(places.cancelled)
+    stop = guard.Stop(places.cancelled, places.lock)
     try:
         lock = guard.take_lock(places.lock, wait=sweeping)
     except Refused as error:
@@ -59,6 +65,20 @@ def main(arguments: List[str]) -> int:
         report.write("ended", outcome="canceled")
     else:
         _run(places, stop, lock, report)
+    return 0
+
+
+def _answer(option: str, path: str) -> int:
+    if option == "--probe":
+        from . import probe  # most runners never look for a runtime
+
+        answer = probe.answer(path, os.path.abspath(sys.argv[0]))
+    else:
+        with open(path, encoding="ascii") as file:
+            calls = json.load(file)
+        notes: List[str] = []
+        answer = {"event": "roll_call", "jobs": guard.roll_call(calls, notes.append), "notes": notes}
+    echo((json.dumps(answer) + "\n").encode("ascii"))
     return 0
 
 

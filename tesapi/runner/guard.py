@@ -10,7 +10,7 @@ import select
 import signal
 import time
 from types import FrameType
-from typing import Any, Dict, Optional, Sequence
+from typing import Any, Dict, List, Optional, Sequence
 
 from .job import Places, Refused, read
 from .processes import boot_id, start_time
@@ -18,6 +18,7 @@ from .report import Report, echo
 from .runtimes.base import Note, Runtime, make
 
 _MARKER_INTERVAL_S = 0.25
+_BEAT_S = 5.0
 _KILLED = 137
 
 
@@ -28,9 +29,11 @@ class Stopped(Exception):
 class Stop:
     """Requests to stop: SIGTERM, SIGINT, and the marker file that a backend (or Pulsar) makes in the job's folder."""
 
-    def __init__(self, marker: str) -> None:
+    def __init__(self, marker: str, lock: str) -> None:
         self._marker = marker
+        self._lock = lock
         self._looked = 0.0
+        self._beaten = time.monotonic()
         self._signal: Optional[int] = None
         self._reader, self._writer = os.pipe()
         for end in (self._reader, self._writer):
@@ -64,6 +67,9 @@ class Stop:
         if self._signal is None and now - self._looked < _MARKER_INTERVAL_S:
             return
         self._looked = now
+        if now - self._beaten > _BEAT_S:
+            self._beaten = now
+            beat(self._lock)
         if self._signal is not None or self.canceled or not os.path.isdir(os.path.dirname(self._marker)):
             raise Stopped
 
@@ -91,6 +97,14 @@ def take_lock(path: str, *, wait: bool = False) -> Optional[int]:
             return None
         raise Refused(f"The file system of {path} has no locks ({error.strerror}); jobs need one that has.") from error
     return descriptor
+
+
+def beat(lock: str) -> None:
+    """Show that the job's runner lives to whoever sees its files, and not its processes, from another machine."""
+    try:
+        os.utime(lock)
+    except OSError:
+        return  # its place was removed, which `check` tells
 
 
 def mark_started(path: str) -> None:
@@ -169,11 +183,22 @@ def _watch(places: Places, runtime: Runtime, reader: int, lock: int) -> None:
 def finish_for_the_dead(places: Places, runtime: Optional[Runtime], report: Report) -> None:
     """Remove what a runner that is gone has left running, and report its end. The caller holds the job's lock.
 
-    There is no `runtime` where the job never had one, so that nothing of it was started.
+    There is no `runtime` where the job never had one, so that nothing of it was started. What an engine of another
+    machine runs cannot be seen from here, and is not claimed to have ended.
     """
     if runtime is not None:
         runtime.remove()
     if report.ended:
+        return
+    elsewhere = _where(places) if runtime is not None and runtime.outlives else None
+    if elsewhere is not None and _running_executor(report) is not None:
+        report.write(
+            "ended",
+            outcome="system_error",
+            reason=f"The job's runner on {elsewhere} is gone, and a container of it (label tesapi.job="
+            f"{os.path.basename(places.directory)}) may still run there: from another machine that cannot be seen.",
+        )
+        report.sync()
         return
     running = _running_executor(report)
     if running is not None:
@@ -189,12 +214,27 @@ def finish_for_the_dead(places: Places, runtime: Optional[Runtime], report: Repo
     report.sync()
 
 
-def _how_it_died(places: Places) -> str:
+def _who_started(places: Places) -> Optional[Dict[str, Any]]:
     try:
         with open(places.started, encoding="ascii") as file:
-            who = json.load(file)
+            who: Dict[str, Any] = json.load(file)
+            return who
     except (OSError, ValueError):
+        return None
+
+
+def _where(places: Places) -> Optional[str]:
+    """The machine that the job was started on, where that is not this one."""
+    who = _who_started(places)
+    return None if who is None or who["host"] == os.uname().nodename else str(who["host"])
+
+
+def _how_it_died(places: Places) -> str:
+    who = _who_started(places)
+    if who is None:
         return "The job's runner died at its start,"
+    if _where(places) is not None:
+        return f"The job's runner on {who['host']} (process {who['pid']}) is gone: it ended"
     if who["boot_id"] != boot_id():
         return f"The machine {who['host']} went down"
     return f"The job's runner on {who['host']} (process {who['pid']}) was killed"
@@ -239,6 +279,53 @@ def sweep_others(settings: Dict[str, Any], runtime: Runtime, note: Note) -> None
         if lock is not None:
             finish_for_the_dead(places, make(settings, owner, note), Report(places.report, silent=True))
             os.close(lock)
+
+
+def roll_call(calls: Sequence[Dict[str, Any]], note: Note) -> List[Dict[str, Any]]:
+    """Ask after jobs whose runners may have died: of each, whether it `lives`. The dead ones' ends are reported.
+
+    Each call has the path of a `document`, and says whether the job is `over` for whoever started it: one that is not,
+    and has not begun, may begin yet. A job of another machine counts as dead only if it is over, and nothing moves.
+    """
+    answers = []
+    for call in calls:
+        try:
+            lives = _lives(Places(call["document"]), bool(call["over"]), note)
+        except FileNotFoundError:
+            lives = False  # its place is gone
+        except Refused:
+            lives = True  # what cannot be told is not called dead
+        answers.append({"document": call["document"], "lives": lives})
+    return answers
+
+
+def _lives(places: Places, over: bool, note: Note) -> bool:
+    begun = os.path.exists(places.started)
+    if not begun and not over:
+        return True
+    if begun and _where(places) is not None and (not over or _moves(places.lock)):
+        return True
+    os.stat(places.directory)
+    os.makedirs(places.metadata, exist_ok=True)
+    lock = take_lock(places.lock)
+    if lock is None:
+        return True
+    try:
+        finish_for_the_dead(places, runtime_of(places, note), Report(places.report, silent=True))
+    finally:
+        os.close(lock)
+    return False
+
+
+def _moves(lock: str) -> bool:
+    """Whether a runner on another machine shows that it lives; network file systems may tell a minute late."""
+    before = os.stat(lock).st_mtime_ns
+    deadline = time.monotonic() + 60 + 3 * _BEAT_S
+    while time.monotonic() < deadline:
+        time.sleep(1)
+        if os.stat(lock).st_mtime_ns != before:
+            return True
+    return False
 
 
 def attach(places: Places) -> Optional[int]:

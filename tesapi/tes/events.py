@@ -64,6 +64,15 @@ class Prepared:
 
 
 @dataclass(frozen=True, slots=True)
+class Withdrawn:
+    """The job is taken back: its destination could not be asked to make a place, so that nothing was started."""
+
+    job_id: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class Lost:
     """The job is gone and its own word on how it ended will not come."""
 
@@ -158,4 +167,4 @@ class Reported:
     line: RunnerEvent
 
 
-Event = CancelRequested | Refused | Noted | Placed | Prepared | Reported | Lost | Discarded
+Event = CancelRequested | Refused | Noted | Placed | Prepared | Withdrawn | Reported | Lost | Discarded

@@ -35,6 +35,7 @@ from tesapi.tes.events import (
     Refused,
     Reported,
     RunnerEvent,
+    Withdrawn,
 )
 from tesapi.tes.models import TaskDocument
 from tesapi.tes.states import State, advance, is_settled
@@ -74,7 +75,10 @@ class StoredOutput:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One job of the task. `handle` is None until its place exists; with it, the job may have been started."""
+    """One job of the task. `handle` is None until its place exists; with it, the job may have been started.
+
+    One that was `withdrawn` never was started, and the task is to be placed anew.
+    """
 
     job_id: str
     destination: str
@@ -88,6 +92,7 @@ class Attempt:
     outputs: tuple[StoredOutput, ...] = ()
     notes: tuple[Note, ...] = ()
     discarded: bool = False
+    withdrawn: bool = False
 
 
 class Work(StrEnum):
@@ -128,7 +133,7 @@ class TaskRecord:
         """What there is left to do."""
         attempts = self.progress.attempts
         if not is_settled(self.state):
-            return Work.PLACED if attempts else Work.QUEUED
+            return Work.QUEUED if not attempts or attempts[-1].withdrawn else Work.PLACED
         return Work.DONE if all(attempt.discarded for attempt in attempts) else Work.PLACED
 
 
@@ -159,7 +164,7 @@ def apply(record: TaskRecord, event: Event) -> TaskRecord:
             return record if progress is record.progress else replace(record, progress=progress)
         case Placed():
             return _place(record, event)
-        case Prepared() | Reported() | Lost() | Discarded():
+        case Prepared() | Withdrawn() | Reported() | Lost() | Discarded():
             return _about_attempt(record, event)
         case _:
             assert_never(event)
@@ -210,7 +215,7 @@ def _store_outputs(record: TaskRecord, run: Sequence[tuple[str, OutputStored]]) 
 def _cancel(record: TaskRecord, event: CancelRequested) -> TaskRecord:
     if is_settled(record.state) or record.state is State.CANCELING:
         return record
-    if record.attempt is None or record.attempt.handle is None:
+    if record.attempt is None or record.attempt.handle is None:  # withdrawn ones never have one
         note = Note(event.at, "Canceled by its user before anything was started.")
         return _settle_unplaced(record, State.CANCELED, note)
     return replace(record, state=advance(record.state, State.CANCELING))
@@ -249,13 +254,19 @@ def _storable(note: Note) -> Note:
 
 
 def _place(record: TaskRecord, event: Placed) -> TaskRecord:
-    if record.state is not State.QUEUED or record.progress.attempts:
+    attempts = record.progress.attempts
+    if record.state is not State.QUEUED or record.work is not Work.QUEUED:
+        return record
+    if any(attempt.job_id == event.job_id for attempt in attempts):
         return record
     attempt = Attempt(job_id=event.job_id, destination=event.destination, placed=event.at)
-    return replace(record, progress=replace(record.progress, attempts=(attempt,)))
+    return replace(record, progress=replace(record.progress, attempts=(*attempts, attempt)))
 
 
-def _about_attempt(record: TaskRecord, event: Prepared | Reported | Lost | Discarded) -> TaskRecord:
+_OfAttempt = Prepared | Withdrawn | Reported | Lost | Discarded
+
+
+def _about_attempt(record: TaskRecord, event: _OfAttempt) -> TaskRecord:
     attempts = record.progress.attempts
     index = next((i for i, attempt in enumerate(attempts) if attempt.job_id == event.job_id), None)
     if index is None:
@@ -286,10 +297,17 @@ def _with_word_on_cancel(attempt: Attempt, state: State, end: JobEnded) -> Attem
     return replace(attempt, notes=_with_last_word(attempt.notes, Note(end.at, text)))
 
 
-def _advance_attempt(attempt: Attempt, event: Prepared | Reported | Lost | Discarded) -> Attempt:
+def _advance_attempt(attempt: Attempt, event: _OfAttempt) -> Attempt:
     match event:
         case Prepared(handle=handle):
-            return attempt if attempt.handle is not None else replace(attempt, handle=dict(handle))
+            if attempt.handle is not None or attempt.withdrawn:
+                return attempt
+            return replace(attempt, handle=dict(handle))
+        case Withdrawn(reason=reason, at=at):
+            if attempt.handle is not None or attempt.withdrawn or attempt.ended is not None:
+                return attempt
+            notes = _with_last_word(attempt.notes, Note(at, reason))
+            return replace(attempt, ended=at, notes=notes, withdrawn=True)
         case Discarded():
             return attempt if attempt.discarded else replace(attempt, discarded=True)
         case Lost(reason=reason, at=at):
@@ -340,7 +358,7 @@ _STATE_AFTER_OUTCOME = {
 }
 
 
-def _state_after(state: State, event: Prepared | Reported | Lost | Discarded) -> State:
+def _state_after(state: State, event: _OfAttempt) -> State:
     match event:
         case Lost():
             return advance(state, State.SYSTEM_ERROR)
@@ -350,7 +368,7 @@ def _state_after(state: State, event: Prepared | Reported | Lost | Discarded) ->
             return advance(advance(state, State.INITIALIZING), State.RUNNING)
         case Reported(line=JobEnded(outcome=outcome)):
             return advance(state, State.CANCELED if state is State.CANCELING else _STATE_AFTER_OUTCOME[outcome])
-        case Prepared() | Discarded() | Reported():
+        case Prepared() | Withdrawn() | Discarded() | Reported():
             return state
         case _:
             assert_never(event)

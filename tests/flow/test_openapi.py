@@ -88,7 +88,7 @@ async def test_service_info_is_what_the_operator_says_and_what_the_server_can(tm
         "TESAPI_SERVICE_INFO__ENVIRONMENT": "test",
         "TESAPI_STORAGE__FILE__ROOTS": '["/data/in", "/data/out"]',
     }
-    assert service_info(load(environ=environ, cwd=tmp_path).settings) == {
+    assert service_info(load(environ=environ, cwd=tmp_path).settings, []) == {
         "id": "org.example.tes",
         "name": "tesapi",
         "type": {"group": "org.ga4gh", "artifact": "tes", "version": "1.1.0"},

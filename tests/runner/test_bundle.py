@@ -80,4 +80,8 @@ def test_no_python_fails_on_what_was_compiled_for_another(place: JobPlace, pytho
 def test_it_says_how_it_is_called(place: JobPlace) -> None:
     place.write(step("true"))
     run = subprocess.run(place.command()[:4], capture_output=True, check=False, timeout=30)
-    assert (run.returncode, run.stdout, run.stderr) == (2, b"", b"usage: runner.py [--sweep] JOB.JSON\n")
+    assert (run.returncode, run.stdout, run.stderr) == (
+        2,
+        b"",
+        b"usage: runner.py [--sweep] JOB.JSON | --roll-call CALLS.JSON | --probe OPTIONS.JSON\n",
+    )

@@ -176,13 +176,13 @@ def test_a_machine_that_went_down_is_named(place: JobPlace) -> None:
     place.write(step("true"))
     metadata = place.directory / "metadata"
     metadata.mkdir()
-    who = {"host": "node7", "boot_id": "of another day", "pid": 1, "start_time": 1}
+    who = {"host": os.uname().nodename, "boot_id": "of another day", "pid": 1, "start_time": 1}
     (metadata / "started").write_text(json.dumps(who), "ascii")
     with place.start() as runner:
         runner.communicate(timeout=30)
     assert outcome(place.report()) == (
         "system_error",
-        "The machine node7 went down before any executor; nothing of it runs any more.",
+        f"The machine {os.uname().nodename} went down before any executor; nothing of it runs any more.",
     )
 
 

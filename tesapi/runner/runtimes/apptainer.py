@@ -44,6 +44,7 @@ class Apptainer:
     """
 
     foreign_users = False
+    outlives = False
 
     def __init__(self, settings: Dict[str, Any], owner: Owner, note: Note) -> None:
         self._settings = settings

@@ -66,6 +66,8 @@ class Runtime(Protocol):
 
     foreign_users: bool
     """Whether the inside may be another user than the runner, so that files must be open to everybody."""
+    outlives: bool
+    """Whether a container may outlive all processes of the job, as those of an engine do."""
 
     def unsupported(self, image: str) -> Optional[str]:
         """A sentence on why `image` cannot be run here, or None. Asked before anything moves."""

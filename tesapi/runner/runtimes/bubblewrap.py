@@ -67,6 +67,7 @@ class Bubblewrap:
     """
 
     foreign_users = False
+    outlives = False
 
     def __init__(self, settings: Dict[str, Any], owner: Owner, note: Note) -> None:
         self._program: str = settings["program"]

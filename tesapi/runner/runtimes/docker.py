@@ -47,6 +47,7 @@ class Docker:
     """`settings`: `socket`, `network`, `user`, `capabilities`, `pids_limit`, `pull`, `init`, `config` (config.json)."""
 
     foreign_users = True
+    outlives = True
 
     def __init__(self, settings: Dict[str, Any], owner: Owner, note: Note) -> None:
         self._settings = settings

@@ -56,6 +56,7 @@ class Podman:
     """
 
     foreign_users = True
+    outlives = True
 
     def __init__(self, settings: Dict[str, Any], owner: Owner, note: Note) -> None:
         self._settings = settings

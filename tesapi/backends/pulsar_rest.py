@@ -1,0 +1,577 @@
+"""Jobs on a Pulsar over REST.
+
+The job's place is Pulsar's job folder: the runner and its document in `inputs/`, its report in `metadata/`. What is
+true of a job is what its report says. Pulsar's own status tells that the runner has ended, or never began; after a
+restart of Pulsar it says `running` for ever, and nobody minds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import random
+import shlex
+import time
+import uuid
+import weakref
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Self
+
+from tesapi import __version__
+from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
+from tesapi.backends.health import Health, Standing
+from tesapi.backends.pulsar_wire import CONNECTIONS, JobStatus, NotLetIn, PulsarRefused, PulsarServer, too_old
+from tesapi.backends.rounds import Rounds
+from tesapi.errors import BackendUnavailable, JobLost
+from tesapi.jobs.bundle import runner_text
+from tesapi.jobs.plan import Job
+from tesapi.tes.events import Handle, JobEnded, Outcome, RunnerEvent, parse_line
+
+_log = logging.getLogger(__name__)
+
+_FIRST_LOOK_S = 0.03
+_LOOKS_PER_S = 100.0  # at jobs that were started just now, all together
+_CALM_LOOKS_PER_S = 30.0  # at all others
+_YOUNG_S = 1.0
+_STATUS_EVERY = 4
+_WATCHED_S = 10.0
+_WATCHED_LOOK_S = 1.0
+_TAILS_AGE_S = 2.0
+_CANCEL_LOOK_S = 0.3
+_KILL_AFTER_S = 10.0
+_OVER_GRACE_S = 1.0
+_WATCHDOG_S = 10.0
+_ASK_AFTER_S = 900.0
+_AFTER_END_S = 5.0
+_HEALTHY_S = 15.0
+_PROBE_AGAIN_S = 60.0
+_CALL_TOGETHER_S = 1.0
+_CALL_AGAIN_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class PulsarOptions:
+    """What the operator says of a Pulsar, besides where it is. `python` runs the runner there.
+
+    A job is asked for at least every `poll_interval_s`, but for crowds of them; with `max_polls`, it is stopped after
+    so many times that long. A job whose folder is not there is given up after `gone_s`: a file system may come back.
+    """
+
+    python: str = "python3"
+    poll_interval_s: float = 5.0
+    max_polls: int | None = None
+    runtime: Mapping[str, object] = field(default_factory=dict)
+    gone_s: float = 60.0
+
+
+@dataclass(eq=False, slots=True)
+class _Followed:
+    """A job that somebody follows, and what is known of it."""
+
+    job_id: str
+    document: str
+    since: float
+    quiet_since: float
+    followers: set[asyncio.Queue[Sequence[RunnerEvent] | JobLost]] = field(default_factory=set)
+    events: list[RunnerEvent] = field(default_factory=list)
+    parsed: int = 0
+    looks: int = 0
+    watched_until: float = 0.0
+    over_since: float | None = None
+    gone_since: float | None = None
+    called: float = 0.0
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end has been told."""
+        return bool(self.events) and isinstance(self.events[-1], JobEnded)
+
+
+class PulsarRestBackend:
+    """Runs jobs on one manager of one Pulsar."""
+
+    def __init__(self, server: PulsarServer, health: Health, capacity: Capacity, options: PulsarOptions) -> None:
+        self._server = server
+        self._health = health
+        self._capacity = capacity
+        self._options = options
+        self._rounds = Rounds(self._look, CONNECTIONS)
+        self._calls = RollCalls(self)
+        self._jobs: dict[str, _Followed] = {}
+        self._canceling: dict[str, float] = {}
+        self._set_up: set[str] = set()
+        self._tails: dict[str, tuple[float, LogTails | None]] = {}
+        self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        self._found: Mapping[str, object] | None = None
+        self._runtime_sentence = "It has not been found out yet which container runtime works there."
+        self._stack = contextlib.AsyncExitStack()
+
+    @property
+    def capacity(self) -> Capacity:
+        return self._capacity
+
+    @property
+    def images(self) -> Sequence[str] | None:
+        return images_of(self._found)
+
+    async def __aenter__(self) -> Self:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(self._server)
+            children = await stack.enter_async_context(asyncio.TaskGroup())
+            for work in (self._rounds.run(), self._calls.run(), self._watch_health()):
+                stack.callback(children.create_task(work).cancel)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    # What a destination is.
+
+    def condition(self) -> Condition:
+        health, running = self._health, len(self._jobs)
+        if health.up and self._found is None:
+            return Condition(False, self._runtime_sentence, Standing.STARTING, health.since, running, 0)
+        sentence = f"{health.reason} {self._runtime_sentence}" if health.up else health.reason
+        return Condition(health.up, sentence, health.standing, health.since, running, 0)
+
+    async def runtime(self) -> Mapping[str, object]:
+        if self._found is None:
+            raise BackendUnavailable(self._runtime_sentence if self._health.up else self._health.reason)
+        return self._found
+
+    async def _watch_health(self) -> None:
+        """Ask Pulsar how it is, now and then, and more often while it does not answer."""
+        failures, probed = 0, float("-inf")
+        while True:
+            came_back = await self._ask_how_it_is()
+            if came_back and self._health.outages:
+                self._calls.ask([job for job in self._jobs.values() if job.events], over=False)
+            if self._health.up and self._found is None and time.monotonic() - probed > _PROBE_AGAIN_S:
+                await self._probe()
+                probed = time.monotonic()
+            failures = 0 if self._health.up else failures + 1
+            delay_s = _HEALTHY_S if self._health.up else min(0.5 * 2.0 ** min(failures, 10), 10.0)
+            if self._health.up and self._found is None:
+                delay_s = 2.0
+            await asyncio.sleep(delay_s * random.uniform(0.8, 1.0))  # noqa: S311
+
+    async def _ask_how_it_is(self) -> bool:
+        """Whether it is up just now and was not before."""
+        before, name = self._health.up, self._server.address.name
+        try:
+            version = await self._server.version()
+        except NotLetIn as error:
+            self._health.stand(Standing.MISCONFIGURED, str(error))
+        except PulsarRefused as error:
+            manager = self._server.address.manager
+            reason = f"{name} has no manager {manager!r}, or is no Pulsar" if manager else f"{name} is no Pulsar"
+            self._health.stand(Standing.MISCONFIGURED, f"{reason}: {error}.")
+        except BackendUnavailable as error:
+            self._health.stand(Standing.DOWN, str(error))
+        else:
+            if too_old(version):
+                self._health.stand(Standing.MISCONFIGURED, f"{name} is a Pulsar {version}; 0.15 is the oldest.")
+            else:
+                self._health.stand(Standing.UP, f"Pulsar {version} answers.")
+        if self._health.up is not before:
+            _log.log(logging.INFO if self._health.up else logging.WARNING, "%s: %s", name, self._health.reason)
+        return self._health.up and not before
+
+    async def _probe(self) -> None:
+        """Find out with a job of our own which container runtime works there."""
+        name = self._server.address.name
+        try:
+            answer = await self.run_helper("probe", "--probe", self._options.runtime)
+        except PulsarRefused as error:
+            self._runtime_sentence = (
+                f"{name} refuses a job of ours ({error}); with tool_config_files in its app.yml a Pulsar runs "
+                "nothing but Galaxy's tools."
+            )
+        except BackendUnavailable as error:
+            self._runtime_sentence = f"It could not be found out which container runtime works: {error}"
+        else:
+            found = answer.get("found")
+            self._found = found if isinstance(found, Mapping) else None
+            self._runtime_sentence = str(answer.get("sentence"))
+        level = logging.WARNING if self._found is None else logging.INFO
+        _log.log(level, "%s: %s", name, self._runtime_sentence)
+
+    async def run_helper(self, purpose: str, option: str, given: object) -> Mapping[str, object]:
+        """Run the runner for something else than a job; the line of JSON that it prints.
+
+        Raises BackendUnavailable where there is none, with the reason, and PulsarRefused.
+        """
+        job_id = f"tesapi-{purpose}-{uuid.uuid4()}"
+        place = await self._server.set_up(job_id)
+        try:
+            await self._server.upload(place.job_id, "input", "runner.py", runner_text(__version__).encode("ascii"))
+            await self._server.upload(place.job_id, "input", "given.json", json.dumps(given).encode("ascii"))
+            await self._server.submit(place.job_id, self._command(place.directory, option, "given.json"))
+            delay_s = 0.1
+            while not (status := await self._server.status(place.job_id)).over:
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 1.5, 5.0)
+        finally:
+            with contextlib.suppress(BackendUnavailable, PulsarRefused):
+                await asyncio.shield(self._server.delete(place.job_id))
+        try:
+            answer = json.loads(status.stdout.splitlines()[-1])
+        except (ValueError, IndexError) as error:
+            raise BackendUnavailable(_why_not_run(self._server.address.name, status)) from error
+        if not isinstance(answer, dict):
+            raise BackendUnavailable(_why_not_run(self._server.address.name, status))
+        return answer
+
+    def _command(self, directory: str, *words: str) -> str:
+        inputs = f"{directory}/inputs"
+        option, file = words if len(words) == 2 else ("", words[0])
+        argv = [self._options.python, "-I", "-S", "-X", "utf8", f"{inputs}/runner.py"]
+        return shlex.join([*argv, *([option] if option else []), f"{inputs}/{file}"])
+
+    # A job's way there.
+
+    def address(self, job_id: str) -> Handle:
+        return {"job_id": job_id, "directory": ""}  # with `assign_ids: uuid` it has another id, which nobody knows
+
+    async def prepare(self, job: Job) -> Handle:
+        self._require_up()
+        try:
+            place = await self._server.set_up(job.job_id)
+        except PulsarRefused as error:
+            raise BackendUnavailable(f"{self._server.address.name} does not set jobs up: {error}.") from error
+        self._set_up.add(place.job_id)
+        return {"job_id": place.job_id, "directory": place.directory}
+
+    async def start(self, handle: Handle, job: Job) -> None:
+        self._require_up()
+        job_id = handle["job_id"]
+        lock = self._locks.setdefault(job_id, asyncio.Lock())
+        async with lock:
+            if job_id in self._canceling or (job_id not in self._set_up and await self._was_submitted(job_id)):
+                return
+            try:
+                await self._server.upload(job_id, "input", "runner.py", job.runner.encode("ascii"))
+                await self._server.upload(job_id, "input", "job.json", job.document.encode("ascii"))
+                self._set_up.discard(job_id)  # if no answer comes, Pulsar is to be asked what has become of it
+                if job_id in self._canceling:
+                    return
+                await self._server.submit(job_id, self._command(handle["directory"], "job.json"))
+            except PulsarRefused as error:
+                raise BackendUnavailable(f"{self._server.address.name} does not take the job: {error}.") from error
+        self._rounds.hurry(job_id, self._first_look_s())
+
+    async def _was_submitted(self, job_id: str) -> bool:
+        status = await self._status(job_id)
+        if status is not None and status.gone:
+            raise JobLost(f"{self._server.address.name} has no trace of the job {job_id}, and so of how it ended.")
+        return status is None or status.status != "preprocessing"
+
+    async def resume(self, handle: Handle, need: Need) -> None:
+        return
+
+    def _require_up(self) -> None:
+        if not self._health.up:
+            raise BackendUnavailable(self._health.reason)
+
+    async def _status(self, job_id: str) -> JobStatus | None:
+        """What Pulsar says of the job; None where it cannot, as when there is a byte in a stream that is no text."""
+        try:
+            return await self._server.status(job_id)
+        except PulsarRefused:
+            return None
+
+    # Following it.
+
+    async def follow(self, handle: Handle) -> AsyncIterator[Sequence[RunnerEvent]]:
+        job_id = handle["job_id"]
+        job = self._jobs.get(job_id)
+        if job is None:
+            now = time.monotonic()
+            document = f"{handle['directory']}/inputs/job.json"
+            job = self._jobs[job_id] = _Followed(job_id, document, since=now, quiet_since=now)
+        news: asyncio.Queue[Sequence[RunnerEvent] | JobLost] = asyncio.Queue()
+        job.followers.add(news)
+        if job.events:
+            news.put_nowait(list(job.events))
+        self._rounds.hurry(job_id, self._first_look_s())
+        try:
+            while True:
+                events = await news.get()
+                if isinstance(events, JobLost):
+                    raise events
+                yield events
+                if isinstance(events[-1], JobEnded):
+                    return
+        finally:
+            job.followers.discard(news)
+            if not job.followers and self._jobs.get(job_id) is job:
+                del self._jobs[job_id]
+
+    def _first_look_s(self) -> float:
+        young = sum(1 for job in self._jobs.values() if time.monotonic() - job.quiet_since < _YOUNG_S)
+        return max(_FIRST_LOOK_S, young / _LOOKS_PER_S)
+
+    def _interval_s(self, job: _Followed) -> float:
+        """How long to leave a job alone: shorter while things happen to it, longer in a crowd."""
+        now = time.monotonic()
+        quiet = now - job.quiet_since
+        if job.job_id in self._canceling or job.over_since is not None:
+            return max(_CANCEL_LOOK_S, len(self._canceling) / _LOOKS_PER_S)
+        if quiet < _YOUNG_S:
+            return max(self._first_look_s(), quiet * 0.1)
+        calm = max(min(quiet * 0.1, self._options.poll_interval_s), len(self._jobs) / _CALM_LOOKS_PER_S)
+        return min(calm, _WATCHED_LOOK_S) if now < job.watched_until else calm
+
+    async def _look(self, job_id: str) -> float | None:
+        job = self._jobs.get(job_id)
+        if job is None:
+            return None
+        if not self._health.up:
+            await self._health.wait_until_up()
+        job.looks += 1
+        try:
+            await self._get_news(job)
+        except BackendUnavailable:
+            return 1.0
+        except ValueError as error:
+            self._give_up(job, f"The report of the job {job_id} cannot be read: {error}")
+        return None if job.ended or self._jobs.get(job_id) is not job else self._interval_s(job)
+
+    async def _get_news(self, job: _Followed) -> None:
+        now = time.monotonic()
+        young = now - job.quiet_since < _YOUNG_S
+        status: JobStatus | None = None
+        report: bytes | None = None
+        if young or job.over_since is not None or job.looks % _STATUS_EVERY == 0 or job.job_id in self._canceling:
+            status = await self._status(job.job_id)
+            if status is not None and status.gone:
+                self._is_gone(job)
+                return
+            job.gone_since = None
+            if status is not None and status.over:
+                job.over_since = job.over_since or now
+                report = _whole(status.stdout)
+        if report is None and (status is None or status.over or not young or job.looks % _STATUS_EVERY == 0):
+            report = await self._server.metadata(job.job_id, "report.jsonl")
+        if report is not None:
+            self._take(job, report)
+        if not job.ended:
+            await self._without_an_end(job, status)
+
+    def _take(self, job: _Followed, report: bytes) -> None:
+        """Tell the followers what is new in the report."""
+        whole = report[: report.rfind(b"\n") + 1]
+        if len(whole) <= job.parsed:
+            return
+        events = [parse_line(line) for line in whole[job.parsed :].splitlines()]
+        job.parsed = len(whole)
+        self._tell(job, events)
+
+    def _tell(self, job: _Followed, events: list[RunnerEvent]) -> None:
+        if isinstance(events[-1], JobEnded) and self._outlived(job):
+            events[-1] = _ended(events[-1].seq, Outcome.SYSTEM_ERROR, self._limit_sentence())
+        job.events += events
+        job.quiet_since = time.monotonic()
+        for news in job.followers:
+            news.put_nowait(events)
+
+    def _is_gone(self, job: _Followed) -> None:
+        """Pulsar sees no folder of the job. A file system that is away may come back."""
+        job.gone_since = job.gone_since or time.monotonic()
+        if time.monotonic() - job.gone_since >= self._options.gone_s:
+            name = self._server.address.name
+            self._give_up(job, f"{name} has no trace of the job {job.job_id} any more, and so of how it ended.")
+
+    def _give_up(self, job: _Followed, sentence: str) -> None:
+        for news in job.followers:
+            news.put_nowait(JobLost(sentence))
+        if self._jobs.get(job.job_id) is job:
+            del self._jobs[job.job_id]
+
+    async def _without_an_end(self, job: _Followed, status: JobStatus | None) -> None:
+        """The report does not tell the end: find out whether anybody is left who will."""
+        now = time.monotonic()
+        if self._outlived(job):
+            await self.cancel({"job_id": job.job_id})
+        canceling = self._canceling.get(job.job_id)
+        over_for = 0.0 if job.over_since is None else now - job.over_since
+        silent = not job.events and (canceling is not None or over_for > _OVER_GRACE_S)
+        if silent and await self._server.metadata(job.job_id, "started") is None:
+            # A runner that begins from now on finds the mark of the cancel, which was made before: see `cancel`.
+            self._tell(job, [self._never_begun(canceling is not None, status)])
+            return
+        hopeless = over_for > _WATCHDOG_S or (canceling is not None and now - canceling > 2 * _KILL_AFTER_S)
+        if hopeless and now - job.called > _CALL_AGAIN_S:
+            self._calls.ask([job], over=True)
+        elif now - max(job.quiet_since, job.called) > _ASK_AFTER_S:
+            self._calls.ask([job], over=False)
+
+    def _never_begun(self, canceled: bool, status: JobStatus | None) -> JobEnded:
+        if canceled or (status is not None and status.status == "cancelled"):
+            return _ended(1, Outcome.CANCELED, None)
+        name = self._server.address.name
+        reason = f"{name} cannot say how the job ended." if status is None else _why_not_run(name, status)
+        return _ended(1, Outcome.SYSTEM_ERROR, reason)
+
+    def _outlived(self, job: _Followed) -> bool:
+        polls = self._options.max_polls
+        return polls is not None and time.monotonic() - job.since > polls * self._options.poll_interval_s
+
+    def _limit_sentence(self) -> str:
+        return (
+            f"The job was stopped because it took longer than max_polls ({self._options.max_polls}) times "
+            f"poll_interval ({self._options.poll_interval_s:g} s) of pulsar.status."
+        )
+
+    async def tails(self, handle: Handle) -> LogTails | None:
+        job_id, now = handle["job_id"], time.monotonic()
+        asked, tails = self._tails.get(job_id, (float("-inf"), None))
+        if now - asked < _TAILS_AGE_S:
+            return tails
+        self._require_up()
+        text = await self._server.metadata(job_id, "tails.json")
+        if text is not None:
+            document = json.loads(text)
+            tails = LogTails(document["index"], document["stdout"], document["stderr"])
+        for old in [old for old, (at, _) in self._tails.items() if now - at > _TAILS_AGE_S]:
+            del self._tails[old]
+        self._tails[job_id] = (now, tails)
+        job = self._jobs.get(job_id)
+        if job is not None:
+            job.watched_until = now + _WATCHED_S
+            self._rounds.hurry(job_id, _WATCHED_LOOK_S)
+        return tails
+
+    # Its end.
+
+    async def cancel(self, handle: Handle) -> None:
+        self._require_up()
+        job_id, now = handle["job_id"], time.monotonic()
+        since = self._canceling.setdefault(job_id, now)
+        try:
+            if not await self._mark(job_id):
+                return
+            begun = await self._server.metadata(job_id, "started") is not None
+            if not begun or now - since > _KILL_AFTER_S:
+                # Out of a batch system's queue; or because the runner does not obey. Pulsar kills at once, and what
+                # the runner leaves is removed by its watchdog.
+                await self._server.cancel(job_id)
+        except PulsarRefused as error:
+            raise BackendUnavailable(f"{self._server.address.name} does not cancel the job: {error}.") from error
+        self._rounds.hurry(job_id)
+
+    async def _mark(self, job_id: str) -> bool:
+        """Leave the mark that the runner looks for; whether there is a job to be marked.
+
+        Pulsar makes the same file, with `true` in it; if that were there already, it would kill nothing any more.
+        """
+        try:
+            await self._server.upload(job_id, "jobdir", "cancelled", b"false")
+        except (BackendUnavailable, PulsarRefused):
+            status = await self._status(job_id)  # an error of its file system looks as if it had gone down
+            if status is not None and status.gone:
+                return False
+            raise
+        return True
+
+    async def discard(self, handle: Handle) -> None:
+        self._require_up()
+        job_id = handle["job_id"]
+        deadline, delay_s = time.monotonic() + _AFTER_END_S, 0.02
+        try:
+            while (status := await self._status(job_id)) is not None:
+                if status.over or status.status == "preprocessing" or time.monotonic() > deadline:
+                    break
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 1.5, 0.5)
+            if status is None or not (status.over or status.status == "preprocessing"):
+                # Pulsar was restarted while it ran, and would keep it for ever. It forgets a job with this mark, and
+                # does not kill what may be another process under the old number by now.
+                with contextlib.suppress(PulsarRefused):
+                    await self._server.upload(job_id, "jobdir", "cancelled", b"true")
+                await self._status(job_id)
+            await self._server.delete(job_id)
+        except PulsarRefused as error:
+            raise BackendUnavailable(f"{self._server.address.name} does not remove the job: {error}.") from error
+        self._canceling.pop(job_id, None)
+        self._set_up.discard(job_id)
+
+    def came_of_roll_call(self, document: str) -> None:
+        """Somebody has looked after the job at `document`: its report may tell the end now."""
+        for job in self._jobs.values():
+            if job.document == document:
+                self._rounds.hurry(job.job_id)
+
+
+class RollCalls:
+    """Asks after jobs that may have died without a word: one helper job at the destination for many of them."""
+
+    def __init__(self, backend: PulsarRestBackend) -> None:
+        self._backend = backend
+        self._asked: dict[str, bool] = {}
+        self._wake = asyncio.Event()
+
+    def ask(self, jobs: Sequence[_Followed], *, over: bool) -> None:
+        """Have someone look after `jobs`; `over` says that Pulsar has done with them."""
+        for job in jobs:
+            job.called = time.monotonic()
+            self._asked[job.document] = over or self._asked.get(job.document, False)
+        if jobs:
+            self._wake.set()
+
+    async def run(self) -> None:
+        """Do what is asked for until canceled."""
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(_CALL_TOGETHER_S)
+            self._wake.clear()
+            asked, self._asked = self._asked, {}
+            calls = [{"document": document, "over": over} for document, over in asked.items()]
+            try:
+                answer = await self._backend.run_helper("roll-call", "--roll-call", calls)
+            except (BackendUnavailable, PulsarRefused) as error:
+                _log.warning("Asking after %d jobs failed: %s", len(calls), error)
+                continue
+            for note in _list(answer.get("notes")):
+                _log.info("Asking after jobs: %s", note)
+            for document in asked:
+                self._backend.came_of_roll_call(document)
+
+
+def _list(value: object) -> Sequence[object]:
+    return value if isinstance(value, list) else []
+
+
+def _whole(stdout: str) -> bytes | None:
+    """The report as the runner printed it, if it is all there: Pulsar cuts long ones in the middle."""
+    data = stdout.encode("utf-8")
+    lines = data.splitlines()
+    if not lines or not data.endswith(b"\n"):
+        return None
+    try:
+        first, last = parse_line(lines[0]), parse_line(lines[-1])
+    except ValueError:
+        return None
+    return data if first.seq == 1 and last.seq == len(lines) and isinstance(last, JobEnded) else None
+
+
+def _ended(seq: int, outcome: Outcome, reason: str | None) -> JobEnded:
+    return JobEnded(seq=seq, at=datetime.now(UTC), event="ended", outcome=outcome, reason=reason)
+
+
+def _why_not_run(name: str, status: JobStatus) -> str:
+    """A sentence on a job of which Pulsar says that it is over, and whose runner has said nothing."""
+    said = (status.stderr.strip().splitlines() or [""])[-1][:500].rstrip(".")
+    code = "" if status.returncode is None else f" with exit code {status.returncode}"
+    because = f": {said}" if said else ""
+    if status.status == "failed":
+        return f"{name} could not start the job's runner{code}{because}; Pulsar's own log says more."
+    return f"The job's runner could not begin at {name}: it ended{code}{because}."
