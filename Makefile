@@ -32,6 +32,7 @@ soak: $(VENV)/ready-dev
 lock:
 	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 -q pyproject.toml --group build -o requirements.lock
 	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 -q pyproject.toml --group dev -c requirements.lock -o requirements-dev.lock
+	uv pip compile --universal --generate-hashes --no-emit-index-url --python-version 3.11 -q tests/pulsar.in -o tests/pulsar.lock
 
 clean:
 	rm -rf $(VENV)

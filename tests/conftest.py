@@ -12,10 +12,13 @@ from typing import NoReturn
 import pytest
 
 from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
-from tests import engines
+from tests import engines, pulsars
 from tests.engines import DockerEngine
 from tests.jobs import JobPlace
 from tests.podman import podman_settings
+from tests.pulsars import Pulsar
+from tests.rabbit import Rabbit
+from tests.slurm import Slurm
 
 # Whoever starts the tests in the background may have SIGINT ignored, which what the tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -77,6 +80,48 @@ def runtime(request: pytest.FixtureRequest) -> Mapping[str, object]:
 def place(tmp_path: pathlib.Path, runtime: Mapping[str, object]) -> JobPlace:
     """A job's place, and a storage root beside it."""
     return JobPlace(tmp_path, runtime)
+
+
+@pytest.fixture(scope="session")
+def pulsar_programs() -> pathlib.Path:
+    """The folder with Pulsar's programs, for `Pulsar`."""
+    try:
+        return pulsars.install()
+    except engines.Missing as why:
+        missing(str(why))
+
+
+@pytest.fixture
+def pulsar(tmp_path: pathlib.Path, pulsar_programs: pathlib.Path) -> Iterator[Pulsar]:
+    """A Pulsar that is reached over REST."""
+    with Pulsar(tmp_path / "pulsar", pulsar_programs) as pulsar:
+        yield pulsar
+
+
+@pytest.fixture(scope="module")
+def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit]:
+    """A RabbitMQ of the module's own."""
+    try:
+        with Rabbit(tmp_path_factory.mktemp("rabbit")) as rabbit:
+            yield rabbit
+    except engines.Missing as why:
+        missing(str(why))
+
+
+@pytest.fixture(params=["linuxproc", "cgroup"])
+def slurm(request: pytest.FixtureRequest) -> Iterator[Slurm]:
+    """A Slurm, with each way in turn in which it finds the processes of a job."""
+    if os.getuid() != 0:
+        pytest.skip("needs root: Slurm's node daemon starts jobs for others")
+    try:
+        # Not pytest's folder: the path of a Unix socket may have 107 bytes.
+        with (
+            tempfile.TemporaryDirectory(prefix="tesapi-slurm-", ignore_cleanup_errors=True) as folder,
+            Slurm(pathlib.Path(folder), request.param) as slurm,
+        ):
+            yield slurm
+    except engines.Missing as why:
+        missing(str(why))
 
 
 def _wanted(runtime: str) -> None:
