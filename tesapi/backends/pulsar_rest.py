@@ -278,7 +278,7 @@ class PulsarRestBackend:
         return
 
     def _require_up(self) -> None:
-        if not self._health.up:
+        if self._health.standing in (Standing.DOWN, Standing.MISCONFIGURED):
             raise BackendUnavailable(self._health.reason)
 
     async def _status(self, job_id: str) -> JobStatus | None:

@@ -89,7 +89,7 @@ def parse_status(answer: Mapping[str, Any]) -> JobStatus:
     streams = (answer.get("job_stdout"), answer.get("job_stderr"))
     stdout, stderr = (stream if isinstance(stream, str) else "" for stream in streams)
     # `lost` is also said, with all that there is in the folder, of a job that Pulsar ran before it was restarted.
-    gone = status == "lost" and "job_directory" not in answer
+    gone = status == "lost" and not answer.get("job_directory_contents")
     return JobStatus(status, code if isinstance(code, int) else None, stdout, stderr, gone)
 
 

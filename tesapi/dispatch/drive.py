@@ -106,7 +106,14 @@ class Driver:
     async def _job(self, record: TaskRecord, attempt: Attempt) -> Job:
         destination = self._destination(attempt)
         runtime = await destination.backend.runtime()
-        return plan(record, attempt.job_id, store_id=self.store.id, storage=destination.storage, runtime=runtime)
+        return plan(
+            record,
+            attempt.job_id,
+            store_id=self.store.id,
+            storage=destination.storage,
+            runtime=runtime,
+            tidy=destination.site.kind != "local",  # the local backend removes everything itself
+        )
 
     async def _run(
         self, record: TaskRecord, attempt: Attempt, backend: Backend, canceling: asyncio.Event

@@ -38,8 +38,12 @@ def plan(
     store_id: str,
     storage: Mapping[str, Mapping[str, object]],
     runtime: Mapping[str, object],
+    tidy: bool = False,
 ) -> Job:
-    """The job of one attempt at `record`, for a destination whose containers are run as `runtime` says."""
+    """The job of one attempt at `record`, for a destination whose containers are run as `runtime` says.
+
+    A `tidy` one removes the task's files at its end.
+    """
     task = record.document
     document = {
         "version": runner_job.VERSION,
@@ -54,6 +58,7 @@ def plan(
         "storage": {name: dict(settings) for name, settings in storage.items()},
         "runtime": dict(runtime),
         "tail_bytes": TAIL_BYTES,
+        "tidy": tidy,
     }
     cpu_cores, ram_gb, disk_gb = needs(record)
     return Job(

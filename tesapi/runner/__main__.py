@@ -8,7 +8,7 @@
  6. Stage the inputs in.
  7. Run the executors in order; stop at the first error that is not to be ignored.
  8. Store the outputs that are there, after an error too: workflow engines need their logs and exit files.
- 9. Report the end, and dismiss the watchdog.
+ 9. Report the end, and dismiss the watchdog; remove the task's files, where the job says so.
 
 Standard output is the report. The exit code is 0 whenever the report tells the end, whatever that was.
 `--sweep JOB.JSON` removes what a dead runner left, waits for the lock to do so, and reports the end.
@@ -94,8 +94,10 @@ def _finish(places: Places, report: Report) -> None:
 def _run(places: Places, stop: guard.Stop, lock: int, report: Report) -> None:
     """Steps 4 to 9. Whatever goes wrong here becomes the job's end, in a sentence."""
     watchdog = None
+    tidy = False
     try:
         job = read(places.document)
+        tidy = job.tidy
         runtime = make(job.runtime, job.owner, report.note)
         guard.mark_started(places.started)
         watchdog = guard.Watchdog(places, runtime, lock)
@@ -117,6 +119,16 @@ def _run(places: Places, stop: guard.Stop, lock: int, report: Report) -> None:
     report.sync()
     if watchdog is not None:
         watchdog.dismiss()
+    if tidy:
+        _remove(places.work)
+
+
+def _remove(folder: str) -> None:
+    """Remove the task's files, also where it has closed its own folders, or nested them very deep."""
+    import subprocess
+
+    for command in (["chmod", "-R", "u+rwX"], ["rm", "-rf"]):
+        subprocess.run([*command, "--", folder], stdin=subprocess.DEVNULL, capture_output=True, check=False)
 
 
 def _story(job: Job, places: Places, runtime: Runtime, stop: guard.Stop, report: Report) -> tuple[str, Optional[str]]:

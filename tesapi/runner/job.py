@@ -68,7 +68,7 @@ class Step(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One attempt at a task."""
+    """One attempt at a task. A `tidy` one removes its files itself: whoever removes its place knows less of them."""
 
     owner: Owner
     steps: List[Step]
@@ -79,6 +79,7 @@ class Job(NamedTuple):
     storage: Dict[str, Any]
     runtime: Dict[str, Any]
     tail_bytes: int
+    tidy: bool
 
 
 class Places:
@@ -123,6 +124,7 @@ def _job(document: Dict[str, Any], places: Places) -> Job:
         storage=document["storage"],
         runtime=document["runtime"],
         tail_bytes=int(document["tail_bytes"]),
+        tidy=bool(document.get("tidy")),
     )
 
 

@@ -11,20 +11,25 @@ import shutil
 import signal
 import subprocess
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from tesapi import __version__
-from tesapi.backends.base import Backend, Capacity
+from tesapi.backends.base import Backend, Capacity, Need
+from tesapi.backends.health import Health
 from tesapi.backends.local import LocalBackend
+from tesapi.backends.pulsar_rest import PulsarOptions, PulsarRestBackend
+from tesapi.backends.pulsar_wire import PulsarAddress, PulsarServer
 from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
 from tesapi.errors import BackendUnavailable, JobLost
 from tesapi.jobs.bundle import runner_text
 from tesapi.jobs.plan import Job
 from tesapi.tes.events import ExecutorEnded, Handle, JobEnded, Outcome, RunnerEvent
 from tests.jobs import processes_with, sandboxes, script, step
+from tests.pulsars import Pulsar
 
 Make = Callable[..., Backend]
 
@@ -39,7 +44,27 @@ def make_local(tmp_path: pathlib.Path, bubblewrap: Mapping[str, object]) -> Make
     return make
 
 
-@pytest.fixture(params=[pytest.param("make_local", id="local")])
+@pytest.fixture(scope="module")
+def pulsar_server(tmp_path_factory: pytest.TempPathFactory, pulsar_programs: pathlib.Path) -> Iterator[Pulsar]:
+    with Pulsar(tmp_path_factory.mktemp("pulsar"), pulsar_programs) as pulsar:
+        yield pulsar
+
+
+@pytest.fixture
+def make_pulsar_rest(pulsar_server: Pulsar, bubblewrap: Mapping[str, object]) -> Make:
+    def make() -> Backend:
+        runtime = RuntimeOptions("bubblewrap", images=[("alpine", "host")]).document()
+        address = PulsarAddress("site", pulsar_server.url, token=pulsar_server.token)
+        health = Health()
+        options = PulsarOptions(runtime=runtime, gone_s=0.0)
+        return PulsarRestBackend(PulsarServer(address, health), health, Capacity(8), options)
+
+    return make
+
+
+@pytest.fixture(
+    params=[pytest.param("make_local", id="local"), pytest.param("make_pulsar_rest", id="pulsar_rest")],
+)
 def make(request: pytest.FixtureRequest) -> Make:
     """Makes a backend; each one made in a test finds the jobs of those made before, as after a restart."""
     made: Make = request.getfixturevalue(request.param)
@@ -60,6 +85,15 @@ def shared(tmp_path: pathlib.Path) -> pathlib.Path:
     return folder
 
 
+async def _runtime(backend: Backend) -> Mapping[str, object]:
+    """What a job's document says of containers there, as soon as that is known."""
+    while True:
+        try:
+            return await backend.runtime()
+        except BackendUnavailable:
+            await asyncio.sleep(0.02)
+
+
 async def _job(backend: Backend, *steps: dict[str, Any], cpu_cores: int = 1, ram_gb: float = 0.0, **fields: Any) -> Job:
     job_id = f"job-{uuid.uuid4()}"
     document = {
@@ -73,8 +107,9 @@ async def _job(backend: Backend, *steps: dict[str, Any], cpu_cores: int = 1, ram
         "outputs": [],
         "volumes": [],
         "storage": {"file": {"roots": []}},
-        "runtime": dict(await backend.runtime()),
+        "runtime": dict(await _runtime(backend)),
         "tail_bytes": 65536,
+        "tidy": True,
         **fields,
     }
     return Job(job_id, json.dumps(document), runner_text(__version__), cpu_cores, ram_gb)
@@ -159,6 +194,25 @@ async def test_leaving_the_backend_ends_no_job_and_the_next_one_finds_it(make: M
     assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
     assert isinstance(events[-1], JobEnded)
     assert events[-1].outcome is Outcome.COMPLETE
+
+
+async def test_a_job_that_is_known_to_have_begun_is_found_without_a_start(make: Make) -> None:
+    async with make() as first:
+        job, handle = await _started(first, script("echo ran >> /tmp/ran; sleep 1; cat /tmp/ran"))
+        await _first(first, handle, "executor_started")
+    async with make() as second:
+        await _runtime(second)
+        await second.resume(handle, Need(job.cpu_cores, job.ram_gb))
+        assert (await _end(second, handle)).outcome is Outcome.COMPLETE
+
+
+async def test_a_job_that_may_have_been_prepared_is_discarded_by_its_address(backend: Backend) -> None:
+    job = await _job(backend, step("true"))
+    handle = await backend.prepare(job)
+    await backend.discard(backend.address(job.job_id))
+    with pytest.raises(JobLost):
+        await backend.start(handle, job)
+    await backend.discard(backend.address("job-that-never-was"))
 
 
 async def test_a_job_that_ended_while_nobody_looked_is_told_by_the_next_one(make: Make) -> None:
@@ -246,8 +300,7 @@ async def test_what_a_running_executor_has_printed_can_be_asked_for(backend: Bac
 async def test_a_runner_that_was_killed_is_noticed_and_its_sandbox_is_gone(backend: Backend) -> None:
     job, handle = await _started(backend, step("sleep", "1000"))
     await _first(backend, handle, "executor_started")
-    runner, *_ = [pid for pid in processes_with("runner.py") if _is_session_leader(pid, job.job_id)]
-    os.kill(runner, signal.SIGKILL)
+    os.kill(_runner(job.job_id), signal.SIGKILL)
     end = await _end(backend, handle)
     assert end.outcome is Outcome.SYSTEM_ERROR
     assert "was killed while executor 0 ran; nothing of it runs any more" in str(end.reason)
@@ -271,7 +324,7 @@ async def test_runner_and_watchdog_killed_together_are_noticed(backend: Backend)
 async def test_a_canceled_job_whose_runner_is_killed_is_canceled(backend: Backend) -> None:
     job, handle = await _started(backend, step("sleep", "1000"))
     await _first(backend, handle, "executor_started")
-    runner, *_ = [pid for pid in processes_with("runner.py") if _is_session_leader(pid, job.job_id)]
+    runner = _runner(job.job_id)
     os.kill(runner, signal.SIGSTOP)
     await backend.cancel(handle)
     os.kill(runner, signal.SIGKILL)
@@ -279,8 +332,8 @@ async def test_a_canceled_job_whose_runner_is_killed_is_canceled(backend: Backen
     assert sandboxes(job.job_id) == []
 
 
-async def test_jobs_wait_for_room_first_come_first_served(make: Make) -> None:
-    async with make(Capacity(max_jobs=2, cpu_cores=2, ram_gb=2)) as backend:
+async def test_jobs_wait_for_room_first_come_first_served(make_local: Make) -> None:
+    async with make_local(Capacity(max_jobs=2, cpu_cores=2, ram_gb=2)) as backend:
         running = [await _started(backend, step("sleep", "1000")) for _ in range(2)]
         large = await _job(backend, step("true"), cpu_cores=2)
         small = await _job(backend, step("true"))
@@ -300,8 +353,8 @@ async def test_jobs_wait_for_room_first_come_first_served(make: Make) -> None:
             assert (await _end(backend, handle)).outcome is Outcome.COMPLETE
 
 
-async def test_a_job_that_waits_for_room_is_canceled_at_once_and_makes_room_for_no_one_else(make: Make) -> None:
-    async with make(Capacity(max_jobs=1, cpu_cores=1, ram_gb=1)) as backend:
+async def test_a_job_that_waits_for_room_is_canceled_at_once_and_makes_room_for_no_one_else(make_local: Make) -> None:
+    async with make_local(Capacity(max_jobs=1, cpu_cores=1, ram_gb=1)) as backend:
         _, running = await _started(backend, step("sleep", "1000"))
         waiting, next_one = await _job(backend, step("true")), await _job(backend, step("true"))
         handles = [await backend.prepare(job) for job in (waiting, next_one)]
@@ -317,9 +370,17 @@ async def test_a_job_that_waits_for_room_is_canceled_at_once_and_makes_room_for_
         assert (await _end(backend, handles[1])).outcome is Outcome.COMPLETE
 
 
-async def test_the_condition_says_what_is_there_and_how_much_is_in_use(backend: Backend) -> None:
+async def test_the_condition_says_that_jobs_can_be_taken_and_since_when(backend: Backend) -> None:
+    await _runtime(backend)
     condition = backend.condition()
-    assert condition.ok
+    assert (condition.ok, condition.state, condition.running, condition.waiting) == (True, "up", 0, 0)
+    assert condition.since <= datetime.now(UTC)
+    assert "bubblewrap" in condition.sentence
+
+
+async def test_how_much_of_this_machine_is_in_use_is_told(make_local: Make) -> None:
+    async with make_local() as backend:
+        condition = backend.condition()
     assert "0 jobs run and 0 wait; at most 8 jobs, 8 CPU cores and 8.0 GB of memory" in condition.sentence
 
 
@@ -365,14 +426,13 @@ async def test_a_place_that_is_removed_under_a_running_job_is_told_as_lost(make_
             await asyncio.sleep(0.01)
 
 
-async def test_a_runner_that_does_not_obey_a_cancel_is_killed(
-    make_local: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_runner_that_does_not_obey_a_cancel_is_killed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tesapi.backends.local._CANCEL_PATIENCE_S", 0.1)
-    async with make_local() as backend:
+    monkeypatch.setattr("tesapi.backends.pulsar_rest._KILL_AFTER_S", 0.1)
+    async with make() as backend:
         job, handle = await _started(backend, step("sleep", "1000"))
         await _first(backend, handle, "executor_started")
-        runner, *_ = [pid for pid in processes_with("runner.py") if _is_session_leader(pid, job.job_id)]
+        runner = _runner(job.job_id)
         os.kill(runner, signal.SIGSTOP)
         end = asyncio.ensure_future(_end(backend, handle))
         while not end.done():
@@ -395,16 +455,19 @@ async def test_without_a_runtime_nothing_is_taken_and_the_sentence_says_why(
             await backend.runtime()
 
 
-def _is_session_leader(pid: int, job_id: str) -> bool:
-    try:
-        of_the_job = job_id.encode() in pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-        return of_the_job and os.getsid(pid) == pid
-    except OSError:
-        return False
+def _runner(job_id: str) -> int:
+    """The job's runner: its watchdog, which looks alike, has no parent any more, and shells have other arguments."""
+    for pid in processes_with("runner.py"):
+        with contextlib.suppress(OSError):
+            arguments = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            parent = int(pathlib.Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[1])
+            if job_id.encode() in arguments[-2] and b"python" in arguments[0] and parent != 1:
+                return pid
+    raise AssertionError(f"{job_id} has no runner")
 
 
-async def test_a_job_whose_place_is_gone_gives_its_room_back(make: Make) -> None:
-    async with make(Capacity(max_jobs=1, cpu_cores=1, ram_gb=1)) as backend:
+async def test_a_job_whose_place_is_gone_gives_its_room_back(make_local: Make) -> None:
+    async with make_local(Capacity(max_jobs=1, cpu_cores=1, ram_gb=1)) as backend:
         _, handle = await _started(backend, script("sleep 30"))
         await _first(backend, handle, "executor_started")
         while pathlib.Path(handle["directory"]).exists():
@@ -426,11 +489,11 @@ async def test_folders_that_are_nested_deeper_than_python_goes_are_removed(backe
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="needs to be root, to mount a small file system")
-async def test_a_job_that_fills_the_disk_says_how_it_ended(make: Make, tmp_path: pathlib.Path) -> None:
+async def test_a_job_that_fills_the_disk_says_how_it_ended(make_local: Make, tmp_path: pathlib.Path) -> None:
     (tmp_path / "jobs").mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", str(tmp_path / "jobs")], check=True)
     try:
-        async with make() as backend:
+        async with make_local() as backend:
             text = "head -c 8000 /dev/zero | tr '\\0' x; cat /dev/zero > /v/big; exit 3"
             job = await _job(backend, script(text), volumes=["/v"])
             handle = await backend.prepare(job)
