@@ -95,7 +95,7 @@ def _http(
         door,
         allow_origins=settings.server.cors_origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
     )
 
 

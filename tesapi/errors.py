@@ -4,7 +4,8 @@ TesapiError
 ├── ConfigurationProblem    the operator: a setting is wrong; the service does not start
 ├── CallerProblem           the caller: the request cannot be served as it is
 │   ├── InvalidDocument     a field of the request is wrong (each is named by its path)
-│   └── TaskNotFound        no such task, or not this caller's
+│   ├── TaskNotFound        no such task, or not this caller's
+│   └── KeyReused           an Idempotency-Key came again with another task
 ├── DestinationFull         nobody: as many tasks as may be are placed there; one more when one of them is done
 ├── StoreUnavailable        whoever runs the store: nothing was written; ask again later
 ├── BackendUnavailable      whoever runs the destination: nothing is known to be wrong with the job; ask again later
@@ -58,6 +59,16 @@ class TaskNotFound(CallerProblem):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"There is no task {task_id!r}.")
+
+
+class KeyReused(CallerProblem):
+    """The key stands for a task that was made from another document; nothing was stored."""
+
+    def __init__(self, key: str, task_id: str) -> None:
+        super().__init__(
+            f"The Idempotency-Key {key!r} was sent before with another task, and stands for {task_id}: a new task needs"
+            " a new key."
+        )
 
 
 class DestinationFull(TesapiError):

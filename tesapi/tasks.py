@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -52,13 +54,23 @@ class Tasks:
         """Have `listener` told of every change of a state that this process makes."""
         self._listeners.append(listener)
 
-    async def create(self, document: TaskDocument, owner: str) -> str:
-        """Store a new task durably; its id."""
+    async def create(self, document: TaskDocument, owner: str, *, key: str | None = None) -> str:
+        """Store a new task durably; its id.
+
+        With a `key`, a task is made only the first time that `owner` sends it; afterwards the id is that task's. Raises
+        KeyReused where it comes with another document.
+        """
+        digest = "" if key is None else _digest(document)
+        if key is not None and (known := await self._store.keyed(owner, key, digest)) is not None:
+            return known
         document, events = _without_unsupported_parameters(document, self._parameters)
         record = TaskRecord(id=str(uuid_utils.uuid7()), owner=owner, document=document, created=now())
         for event in events:
             record = apply(record, event)
-        await self._store.insert([record])
+        if key is None:
+            await self._store.insert([record])
+        elif (first := await self._store.insert_once(record, key, digest)) != record.id:
+            return first
         self._tell(record.id, None, record.state)
         return record.id
 
@@ -122,6 +134,12 @@ class Tasks:
         attempt = replace(attempt, executors=(*attempt.executors[:-1], run))
         attempts = (*record.progress.attempts[:-1], attempt)
         return replace(record, progress=replace(record.progress, attempts=attempts))
+
+
+def _digest(document: TaskDocument) -> str:
+    """The same for documents that say the same, in whatever order."""
+    said = json.dumps(document.model_dump(mode="json", exclude_none=True), sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _without_unsupported_parameters(

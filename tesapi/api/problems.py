@@ -14,7 +14,15 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from tesapi.api.requests import BodyTooLong
-from tesapi.errors import CallerProblem, FieldProblem, InvalidDocument, StoreUnavailable, TaskNotFound, TesapiError
+from tesapi.errors import (
+    CallerProblem,
+    FieldProblem,
+    InvalidDocument,
+    KeyReused,
+    StoreUnavailable,
+    TaskNotFound,
+    TesapiError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +47,7 @@ _STATUS: dict[type[TesapiError], int] = {
     ForeignPage: 403,
     TaskNotFound: 404,
     NothingThere: 404,
+    KeyReused: 409,
     BodyTooLong: 413,
     ForeignHost: 421,
     StoreUnavailable: 503,

@@ -62,6 +62,18 @@ class TaskStore(Protocol):
         """Keep new records, all or none. They survive a power loss once this has returned."""
         ...
 
+    async def insert_once(self, record: TaskRecord, key: str, digest: str) -> str:
+        """Keep a new record unless `key` stands for a task of its owner already; the id of the task that it stands for.
+
+        One task is made however often and by however many processes this is called at the same time. The key is kept as
+        long as the task is. Raises KeyReused where it came with another `digest` before; nothing is stored then.
+        """
+        ...
+
+    async def keyed(self, owner: str, key: str, digest: str) -> str | None:
+        """The id of the task that `key` stands for; None where it stands for none. Raises as `insert_once`."""
+        ...
+
     async def load(self, task_id: str, *, owner: str | None = None) -> TaskRecord:
         """The record as it was last stored. Raises TaskNotFound, also where `owner` is given and is not its owner."""
         ...

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from tesapi.errors import DestinationFull, FieldProblem, InvalidDocument, StoreUnavailable, TaskNotFound
+from tesapi.errors import DestinationFull, FieldProblem, InvalidDocument, KeyReused, StoreUnavailable, TaskNotFound
 from tesapi.store import sqlite_lists
 from tesapi.store.base import Page, TaskQuery
 from tesapi.store.sqlite_file import connected, locked, prepared
@@ -68,6 +68,7 @@ _RELEASE = "UPDATE tasks SET holder = NULL, not_before = ? WHERE id = ? AND hold
 _HELD = "SELECT id, state FROM tasks WHERE holder = ?"
 _LEASING = "SELECT holder, beat FROM holders h WHERE EXISTS (SELECT 1 FROM tasks t WHERE t.holder = h.holder)"
 _RAISE = "INSERT INTO holders VALUES (?, 1) ON CONFLICT (holder) DO UPDATE SET beat = beat + 1"
+_KEYED = "SELECT id, key_digest FROM tasks WHERE owner = ? AND key = ?"
 _PLACED_AT = "SELECT count(*) FROM tasks WHERE destination = ?"
 _PLACED = "SELECT destination, count(*) FROM tasks WHERE destination IS NOT NULL GROUP BY destination"
 
@@ -118,6 +119,20 @@ class SqliteStore:
 
     async def insert(self, records: Sequence[TaskRecord]) -> None:
         await self._writer.insert([_columns(record) for record in records])
+
+    async def insert_once(self, record: TaskRecord, key: str, digest: str) -> str:
+        columns = _columns(record)
+        answer = await self._writer.submit(lambda db: _insert_once(db, record, columns, key, digest))
+        if isinstance(answer, KeyReused):
+            raise answer
+        return answer
+
+    async def keyed(self, owner: str, key: str, digest: str) -> str | None:
+        with self._answering():
+            answer = _keyed(self._loop_reads, owner, key, digest)
+        if isinstance(answer, KeyReused):
+            raise answer
+        return answer
 
     async def load(self, task_id: str, *, owner: str | None = None) -> TaskRecord:
         return _record(self._one(_RECORD, task_id, owner))
@@ -259,6 +274,26 @@ def _insert(db: sqlite3.Connection, rows: Sequence[_Columns]) -> None:
     ]
     _insert_into(db, "arrivals", arrivals)
     _insert_into(db, "tags", [(key, value, task[1], seq) for seq, (task, *_, tags) in numbered for key, value in tags])
+
+
+def _insert_once(
+    db: sqlite3.Connection, record: TaskRecord, columns: _Columns, key: str, digest: str
+) -> str | KeyReused:
+    """What there is to answer; an error is not raised, as in `_replace`."""
+    known = _keyed(db, record.owner, key, digest)
+    if known is not None:
+        return known
+    _insert(db, [columns])
+    db.execute("UPDATE tasks SET key = ?, key_digest = ? WHERE id = ?", (key, digest, record.id))
+    return record.id
+
+
+def _keyed(db: sqlite3.Connection, owner: str, key: str, digest: str) -> str | KeyReused | None:
+    row = db.execute(_KEYED, (owner, key)).fetchone()
+    if row is None:
+        return None
+    task_id, first = row
+    return str(task_id) if first == digest else KeyReused(key, task_id)
 
 
 def _insert_into(db: sqlite3.Connection, table: str, rows: Sequence[Row]) -> None:

@@ -51,6 +51,11 @@ UPDATE tasks SET destination = (
 ) WHERE work = 'placed';
 CREATE INDEX tasks_by_destination ON tasks (destination) WHERE destination IS NOT NULL;
 """
+_SCHEMA_3 = """
+ALTER TABLE tasks ADD COLUMN key TEXT;
+ALTER TABLE tasks ADD COLUMN key_digest TEXT;
+CREATE UNIQUE INDEX tasks_by_key ON tasks (owner, key) WHERE key IS NOT NULL;
+"""
 # A row of this view becomes one of each table, so that many tasks come in with one statement.
 _ARRIVALS = """
 CREATE TEMP VIEW arrivals AS
@@ -68,7 +73,7 @@ END;
 _BUSY_PATIENCE_S = 1.0
 # Taken as it is needed. What a list touches lies further apart the more tasks there are, and is read again and again.
 _CACHE_KIB = 64 * 1024
-_MIGRATIONS = (_SCHEMA_1, _SCHEMA_2)
+_MIGRATIONS = (_SCHEMA_1, _SCHEMA_2, _SCHEMA_3)
 """Step n leads from schema n to n + 1; what has been released is never changed, only followed by another step."""
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tesapi.errors import DestinationFull, InvalidDocument, StoreUnavailable, TaskNotFound
+from tesapi.errors import DestinationFull, InvalidDocument, KeyReused, StoreUnavailable, TaskNotFound
 from tesapi.store.base import TaskQuery, TaskStore
 from tesapi.tes import views
 from tesapi.tes.events import CancelRequested, Noted
@@ -312,6 +312,73 @@ async def test_what_was_never_a_token_is_refused(store: TaskStore) -> None:
         assert len(str(caught.value)) < 500
 
 
+# insert_once, keyed.
+
+
+async def test_a_key_stands_for_the_first_task_that_came_with_it(store: TaskStore) -> None:
+    first, second = new(), new()
+    assert await store.keyed("ada", "k", "digest") is None
+    assert await store.insert_once(first, "k", "digest") == first.id
+    assert await store.insert_once(second, "k", "digest") == first.id
+    assert await store.keyed("ada", "k", "digest") == first.id
+    assert await store.load(first.id) == first
+    with pytest.raises(TaskNotFound):
+        await store.load(second.id)
+    assert await all_pages(store, TaskQuery()) == [[first.id]]
+    assert await claimed(store) == [first.id]
+
+
+async def test_a_key_does_not_stand_for_another_document(store: TaskStore) -> None:
+    first, second = new(), new()
+    await store.insert_once(first, "k", "one")
+    for again in (store.insert_once(second, "k", "other"), store.keyed("ada", "k", "other")):
+        with pytest.raises(KeyReused, match=f"'k' was sent before with another task, and stands for {first.id}"):
+            await again
+    assert await all_pages(store, TaskQuery()) == [[first.id]]
+
+
+async def test_keys_are_their_owners_own_and_told_apart_by_every_character(store: TaskStore) -> None:
+    keys = ["k", "K", "k ", "'; DROP TABLE tasks; --", "%", "$gt", "a" * 255]
+    made = {(owner, key): new(owner=owner) for owner in ("ada", "bob", "") for key in keys}
+    for (_, key), record in made.items():
+        assert await store.insert_once(record, key, "digest") == record.id
+    for (owner, key), record in made.items():
+        assert await store.keyed(owner, key, "digest") == record.id
+
+
+async def test_of_many_with_the_same_key_at_the_same_time_one_is_kept(store: TaskStore) -> None:
+    records = [new(owner="ada" if number % 2 else "bob") for number in range(60)]
+    answers = await asyncio.gather(*(store.insert_once(record, "k", "digest") for record in records))
+    assert len(set(answers)) == 2
+    assert answers == [answers[number % 2] for number in range(60)]
+    (page,) = await all_pages(store, TaskQuery())
+    assert sorted(page) == sorted(set(answers))
+
+
+async def test_of_many_documents_with_the_same_key_at_the_same_time_one_is_kept(store: TaskStore) -> None:
+    records = [new() for _ in range(30)]
+    inserts = (store.insert_once(record, "k", f"digest {number % 3}") for number, record in enumerate(records))
+    answers = await asyncio.gather(*inserts, return_exceptions=True)
+    assert Counter(type(answer) for answer in answers) == {str: 10, KeyReused: 20}
+    (page,) = await all_pages(store, TaskQuery())
+    assert {answer for answer in answers if isinstance(answer, str)} == set(page)
+
+
+async def test_a_key_stands_for_its_task_whatever_becomes_of_it_and_after_opening_again(
+    open_store: Callable[[], TaskStore],
+) -> None:
+    async with open_store() as store:
+        record = new()
+        await store.insert_once(record, "k", "digest")
+        await stored(store, done(await stored(store, placed(record))))
+        assert await store.insert_once(new(), "k", "digest") == record.id
+    async with open_store() as store:
+        assert await store.keyed("ada", "k", "digest") == record.id
+        assert await store.insert_once(new(), "k", "digest") == record.id
+        with pytest.raises(KeyReused):
+            await store.insert_once(new(), "k", "other")
+
+
 # replace.
 
 
@@ -464,6 +531,10 @@ async def test_a_closed_store_says_so(open_store: Callable[[], TaskStore]) -> No
         await store.find(TaskQuery())
     with pytest.raises(StoreUnavailable):
         await store.occupied()
+    with pytest.raises(StoreUnavailable):
+        await store.insert_once(new(), "k", "digest")
+    with pytest.raises(StoreUnavailable):
+        await store.keyed("ada", "k", "digest")
 
 
 # claim.
