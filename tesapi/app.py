@@ -55,7 +55,7 @@ async def running(settings: Settings) -> AsyncIterator[ASGIApp]:
         if not backends:
             _log.warning("No destination is configured (local.enable is off): tasks are taken, and wait.")
         parameters = supported_parameters([destination.site for destination in destinations.values()])
-        tasks = Tasks(store, backends, parameters)
+        tasks = Tasks(store, backends, parameters, max_queued=settings.server.max_queued_tasks)
         driver = Driver(tasks, store, destinations)
         dispatcher = Dispatcher(
             store,

@@ -6,6 +6,7 @@ TesapiError
 │   ├── InvalidDocument     a field of the request is wrong (each is named by its path)
 │   ├── TaskNotFound        no such task, or not this caller's
 │   └── KeyReused           an Idempotency-Key came again with another task
+├── QueueFull               the caller, later: as many tasks as may be are waiting; nothing was stored
 ├── DestinationFull         nobody: as many tasks as may be are placed there; one more when one of them is done
 ├── StoreUnavailable        whoever runs the store: nothing was written; ask again later
 ├── BackendUnavailable      whoever runs the destination: nothing is known to be wrong with the job; ask again later
@@ -69,6 +70,13 @@ class KeyReused(CallerProblem):
             f"The Idempotency-Key {key!r} was sent before with another task, and stands for {task_id}: a new task needs"
             " a new key."
         )
+
+
+class QueueFull(TesapiError):
+    """As many tasks as may be are queued; nothing was stored, and the same request may be taken later."""
+
+    def __init__(self, at_most: int) -> None:
+        super().__init__(f"As many tasks are queued as server.max_queued_tasks allows, {at_most}: send it again later.")
 
 
 class DestinationFull(TesapiError):

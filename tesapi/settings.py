@@ -187,6 +187,7 @@ class Server(_Table):
     port: int = Field(8080, ge=0, le=65535, description="a whole number from 0 to 65535")
     data_dir: _OwnPath = Field(Path("./data"), description="a path")
     max_body_mb: int = Field(8, ge=1, le=1024, description="a whole number of MiB from 1 to 1024")
+    max_queued_tasks: int | None = Field(None, ge=1, description="a whole number, at least 1")
     root_path: Annotated[str, AfterValidator(_root_path)] = Field("", description=_ROOT_PATH)
     allowed_hosts: _Texts[Annotated[str, AfterValidator(_host)]] = Field((), description=_HOSTS)
     cors_origins: _Texts[Annotated[str, AfterValidator(_origin)]] = Field((), description=_ORIGINS)

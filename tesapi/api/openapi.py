@@ -88,6 +88,7 @@ _PROBLEM_NAMES = {
     409: "KeyReused",
     413: "BodyTooLong",
     421: "ForeignHost",
+    429: "QueueFull",
     500: "ServerFailed",
     503: "StoreUnavailable",
 }
@@ -168,6 +169,15 @@ _PROBLEMS: Json = {
         "Misdirected Request",
         "This server is not 'evil.example'; server.allowed_hosts lists the names that it goes by.",
     ),
+    "QueueFull": {
+        **_problem(
+            429,
+            "As many tasks are queued as `server.max_queued_tasks` allows; nothing was stored.",
+            "Too Many Requests",
+            "As many tasks are queued as server.max_queued_tasks allows, 10000: send it again later.",
+        ),
+        "headers": _RETRY_AFTER,
+    },
     "ServerFailed": _problem(
         500,
         "A mistake of this server.",
@@ -275,7 +285,7 @@ def _create_task(task_examples: Json) -> Json:
             "content": {"application/json": {"schema": _ref("TaskDocument"), "examples": task_examples}},
         },
         "responses": _answers(
-            _ref("CreatedTask"), "The new task's id.", {"id": _TASK_ID}, [400, 403, 405, 409, 413, 421, 500, 503]
+            _ref("CreatedTask"), "The new task's id.", {"id": _TASK_ID}, [400, 403, 405, 409, 413, 421, 429, 500, 503]
         ),
     }
 

@@ -101,6 +101,10 @@ class TaskStore(Protocol):
         """
         ...
 
+    async def queued(self, *, at_most: int) -> int:
+        """How many tasks are in state QUEUED, counted no further than `at_most`."""
+        ...
+
     async def occupied(self) -> Mapping[str, int]:
         """How many tasks are placed at each destination; one where none is does not stand in it."""
         ...

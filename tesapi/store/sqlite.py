@@ -69,6 +69,7 @@ _HELD = "SELECT id, state FROM tasks WHERE holder = ?"
 _LEASING = "SELECT holder, beat FROM holders h WHERE EXISTS (SELECT 1 FROM tasks t WHERE t.holder = h.holder)"
 _RAISE = "INSERT INTO holders VALUES (?, 1) ON CONFLICT (holder) DO UPDATE SET beat = beat + 1"
 _KEYED = "SELECT id, key_digest FROM tasks WHERE owner = ? AND key = ?"
+_QUEUED = "SELECT count(*) FROM (SELECT 1 FROM tasks WHERE state = 'QUEUED' LIMIT ?)"
 _PLACED_AT = "SELECT count(*) FROM tasks WHERE destination = ?"
 _PLACED = "SELECT destination, count(*) FROM tasks WHERE destination IS NOT NULL GROUP BY destination"
 
@@ -153,6 +154,11 @@ class SqliteStore:
         if isinstance(answer, DestinationFull):
             raise answer
         return answer
+
+    async def queued(self, *, at_most: int) -> int:
+        with self._answering():
+            (count,) = self._loop_reads.execute(_QUEUED, (at_most,)).fetchone()
+            return int(count)
 
     async def occupied(self) -> Mapping[str, int]:
         with self._answering():

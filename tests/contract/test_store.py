@@ -432,6 +432,15 @@ async def test_tasks_are_counted_where_they_are_placed_until_nothing_of_their_jo
     assert await store.occupied() == {}
 
 
+async def test_queued_tasks_are_counted_up_to_a_bound(store: TaskStore) -> None:
+    assert await store.queued(at_most=10) == 0
+    first, second, *_ = await kept(store, *(new() for _ in range(5)), ended(placed(new())), done(placed(new())))
+    assert [await store.queued(at_most=bound) for bound in (1, 4, 5, 6, 1000)] == [1, 4, 5, 5, 5]
+    await stored(store, ended(await stored(store, placed(first))))
+    await stored(store, after(second, CancelRequested(NOON)))
+    assert await store.queued(at_most=10) == 3
+
+
 async def test_a_task_is_placed_only_while_there_is_room_at_its_destination(store: TaskStore) -> None:
     first, second, third = await kept(store, new(), new(), new())
     for record in (first, second):
@@ -531,6 +540,8 @@ async def test_a_closed_store_says_so(open_store: Callable[[], TaskStore]) -> No
         await store.find(TaskQuery())
     with pytest.raises(StoreUnavailable):
         await store.occupied()
+    with pytest.raises(StoreUnavailable):
+        await store.queued(at_most=1)
     with pytest.raises(StoreUnavailable):
         await store.insert_once(new(), "k", "digest")
     with pytest.raises(StoreUnavailable):

@@ -292,6 +292,9 @@ async def test_a_full_disk_leaves_nothing_half_made_and_is_survived(store: Sqlit
     assert "database or disk is full" in str(answers[0])
     with pytest.raises(StoreUnavailable):
         await store.insert([new(), large[0]])
+    with pytest.raises(StoreUnavailable):
+        await store.insert_once(large[0], "k", "digest")
+    assert await store.keyed("ada", "k", "digest") is None
     assert (await store.find(TaskQuery())).views == [views.render(record, View.MINIMAL)]
     assert await in_writer(store, "SELECT count(*) FROM documents") == [(1,)]
     await in_writer(store, "PRAGMA max_page_count = 1000000")
@@ -341,6 +344,7 @@ async def test_lists_and_claims_are_read_from_indexes_however_many_tasks_are_don
         sqlite._HELD: "INDEX tasks_held (holder=?)",
         sqlite._LEASING: "INDEX tasks_held (holder=?)",
         sqlite._KEYED: "INDEX tasks_by_key (owner=? AND key=?)",
+        sqlite._QUEUED: "COVERING INDEX tasks_by_state (state=?)",
         sqlite._PLACED_AT: "COVERING INDEX tasks_by_destination (destination=?)",
         sqlite._PLACED: "COVERING INDEX tasks_by_destination",
     }
