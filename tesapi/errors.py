@@ -2,6 +2,7 @@
 
 TesapiError
 ├── ConfigurationProblem    the operator: a setting is wrong; the service does not start
+│   └── StoreInUse          another process has the store, which serves one at a time
 ├── CallerProblem           the caller: the request cannot be served as it is
 │   ├── InvalidDocument     a field of the request is wrong (each is named by its path)
 │   ├── TaskNotFound        no such task, or not this caller's
@@ -28,6 +29,10 @@ class TesapiError(Exception):
 
 class ConfigurationProblem(TesapiError):
     """A setting, or what it points to, keeps the service from starting."""
+
+
+class StoreInUse(ConfigurationProblem):
+    """Another process has the store, and it serves one at a time."""
 
 
 class CallerProblem(TesapiError):

@@ -295,6 +295,11 @@ class Dispatcher(_Table):
     poll_interval_s: float = Field(1.0, ge=0.05, le=60, description="a number of seconds from 0.05 to 60")
 
 
+class Retention(_Table):
+    max_age_days: FiniteFloat | None = Field(None, ge=0, description="a number of days, at least 0")
+    max_tasks: int | None = Field(None, ge=0, description="a whole number, at least 0")
+
+
 class Logging(_Table):
     level: Annotated[_Level, _AnyCase] = Field("info", description="one of debug, info, warning, error")
     output_json: bool = Field(False, description="true or false")
@@ -407,6 +412,7 @@ class Settings(_Table):
     runtime: Runtime = _DEFAULTS
     local: Local = _DEFAULTS
     dispatcher: Dispatcher = _DEFAULTS
+    retention: Retention = _DEFAULTS
     logging: Logging = _DEFAULTS
     service_info: ServiceInfo = _DEFAULTS
     pulsar: Pulsar = _DEFAULTS

@@ -109,6 +109,19 @@ class TaskStore(Protocol):
         """How many tasks are placed at each destination; one where none is does not stand in it."""
         ...
 
+    async def purge(self, *, before: datetime | None = None, keep: int | None = None, limit: int) -> int:
+        """Remove tasks with which nothing is left to do (Work.DONE), and all that is kept of them; how many.
+
+        Those go that were done before `before`, and those that are not among the `keep` tasks done last; without both,
+        none. The ones done first go first, at most `limit` of them, and fewer where they are large, so that nobody who
+        writes meanwhile waits for long: ask again until it answers 0.
+        """
+        ...
+
+    async def purgeable(self, *, before: datetime | None = None, keep: int | None = None) -> int:
+        """How many tasks `purge` would remove if it were asked until it answers 0."""
+        ...
+
     async def claim(self, holder: str, *, queued: int, ttl: timedelta) -> list[TaskRecord]:
         """Lease to `holder` every placed task, and up to `queued` queued ones, that nobody holds and that are due.
 
