@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -28,6 +29,7 @@ from tesapi.backends.pulsar_wire import PulsarAddress, PulsarServer
 from tesapi.backends.runtimes import BASE_IMAGES, RuntimeOptions, RuntimeProbe
 from tesapi.dispatch.dispatcher import Dispatcher
 from tesapi.dispatch.drive import Driver
+from tesapi.dispatch.retention import Retention, purge_again_and_again
 from tesapi.dispatch.routing import Destination, Site, supported_parameters
 from tesapi.errors import ConfigurationProblem
 from tesapi.runner.runtimes.bubblewrap import HOST
@@ -49,13 +51,13 @@ async def running(settings: Settings) -> AsyncIterator[ASGIApp]:
     """
     async with contextlib.AsyncExitStack() as stack:
         _make_default_root(settings)
-        store: TaskStore = await stack.enter_async_context(SqliteStore(settings.sqlite_path))
+        store = await stack.enter_async_context(store_of(settings))
         destinations = _destinations(settings, store.id)
         backends = {name: await stack.enter_async_context(d.backend) for name, d in destinations.items()}
         if not backends:
             _log.warning("No destination is configured (local.enable is off): tasks are taken, and wait.")
         parameters = supported_parameters([destination.site for destination in destinations.values()])
-        tasks = Tasks(store, backends, parameters)
+        tasks = Tasks(store, backends, parameters, max_queued=settings.server.max_queued_tasks)
         driver = Driver(tasks, store, destinations)
         dispatcher = Dispatcher(
             store,
@@ -66,9 +68,23 @@ async def running(settings: Settings) -> AsyncIterator[ASGIApp]:
             give_up_after_s=settings.dispatcher.give_up_after_days * 86400,
         )
         children = await stack.enter_async_context(asyncio.TaskGroup())
-        child = children.create_task(dispatcher.run(), name="dispatcher")
-        stack.callback(child.cancel)
+        at_work = [children.create_task(dispatcher.run(), name="dispatcher")]
+        if not (retention := retention_of(settings)).keeps_all:
+            at_work.append(children.create_task(purge_again_and_again(store, retention), name="retention"))
+        for child in at_work:
+            stack.callback(child.cancel)
         yield _http(settings, tasks, dispatcher, backends, parameters)
+
+
+def store_of(settings: Settings) -> TaskStore:
+    """The store that the settings name, not entered yet."""
+    return SqliteStore(settings.sqlite_path)
+
+
+def retention_of(settings: Settings) -> Retention:
+    """Which tasks stay."""
+    days = settings.retention.max_age_days
+    return Retention(None if days is None else timedelta(days=days), settings.retention.max_tasks)
 
 
 def _http(
@@ -95,7 +111,7 @@ def _http(
         door,
         allow_origins=settings.server.cors_origins,
         allow_methods=["GET", "POST"],
-        allow_headers=["Authorization", "Content-Type"],
+        allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
     )
 
 

@@ -2,9 +2,12 @@
 
 TesapiError
 ├── ConfigurationProblem    the operator: a setting is wrong; the service does not start
+│   └── StoreInUse          another process has the store, which serves one at a time
 ├── CallerProblem           the caller: the request cannot be served as it is
 │   ├── InvalidDocument     a field of the request is wrong (each is named by its path)
-│   └── TaskNotFound        no such task, or not this caller's
+│   ├── TaskNotFound        no such task, or not this caller's
+│   └── KeyReused           an Idempotency-Key came again with another task
+├── QueueFull               the caller, later: as many tasks as may be are waiting; nothing was stored
 ├── DestinationFull         nobody: as many tasks as may be are placed there; one more when one of them is done
 ├── StoreUnavailable        whoever runs the store: nothing was written; ask again later
 ├── BackendUnavailable      whoever runs the destination: nothing is known to be wrong with the job; ask again later
@@ -26,6 +29,10 @@ class TesapiError(Exception):
 
 class ConfigurationProblem(TesapiError):
     """A setting, or what it points to, keeps the service from starting."""
+
+
+class StoreInUse(ConfigurationProblem):
+    """Another process has the store, and it serves one at a time."""
 
 
 class CallerProblem(TesapiError):
@@ -58,6 +65,23 @@ class TaskNotFound(CallerProblem):
 
     def __init__(self, task_id: str) -> None:
         super().__init__(f"There is no task {task_id!r}.")
+
+
+class KeyReused(CallerProblem):
+    """The key stands for a task that was made from another document; nothing was stored."""
+
+    def __init__(self, key: str, task_id: str) -> None:
+        super().__init__(
+            f"The Idempotency-Key {key!r} was sent before with another task, and stands for {task_id}: a new task needs"
+            " a new key."
+        )
+
+
+class QueueFull(TesapiError):
+    """As many tasks as may be are queued; nothing was stored, and the same request may be taken later."""
+
+    def __init__(self, at_most: int) -> None:
+        super().__init__(f"As many tasks are queued as server.max_queued_tasks allows, {at_most}: send it again later.")
 
 
 class DestinationFull(TesapiError):

@@ -187,6 +187,7 @@ class Server(_Table):
     port: int = Field(8080, ge=0, le=65535, description="a whole number from 0 to 65535")
     data_dir: _OwnPath = Field(Path("./data"), description="a path")
     max_body_mb: int = Field(8, ge=1, le=1024, description="a whole number of MiB from 1 to 1024")
+    max_queued_tasks: int | None = Field(None, ge=1, description="a whole number, at least 1")
     root_path: Annotated[str, AfterValidator(_root_path)] = Field("", description=_ROOT_PATH)
     allowed_hosts: _Texts[Annotated[str, AfterValidator(_host)]] = Field((), description=_HOSTS)
     cors_origins: _Texts[Annotated[str, AfterValidator(_origin)]] = Field((), description=_ORIGINS)
@@ -292,6 +293,11 @@ class Dispatcher(_Table):
     give_up_after_days: FiniteFloat = Field(7.0, gt=0, description="a number of days above 0")
     lease_s: FiniteFloat = Field(15.0, ge=1, description="a number of seconds, at least 1")
     poll_interval_s: float = Field(1.0, ge=0.05, le=60, description="a number of seconds from 0.05 to 60")
+
+
+class Retention(_Table):
+    max_age_days: FiniteFloat | None = Field(None, ge=0, description="a number of days, at least 0")
+    max_tasks: int | None = Field(None, ge=0, description="a whole number, at least 0")
 
 
 class Logging(_Table):
@@ -406,6 +412,7 @@ class Settings(_Table):
     runtime: Runtime = _DEFAULTS
     local: Local = _DEFAULTS
     dispatcher: Dispatcher = _DEFAULTS
+    retention: Retention = _DEFAULTS
     logging: Logging = _DEFAULTS
     service_info: ServiceInfo = _DEFAULTS
     pulsar: Pulsar = _DEFAULTS

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import logging
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -13,7 +16,7 @@ import uuid_utils
 
 from tesapi import logs
 from tesapi.backends.base import Backend
-from tesapi.errors import TesapiError
+from tesapi.errors import QueueFull, TesapiError
 from tesapi.store.base import Page, TaskQuery, TaskStore
 from tesapi.tes import views
 from tesapi.tes.events import CancelRequested, Event, Noted, Refused
@@ -24,6 +27,7 @@ from tesapi.tes.states import State, is_settled
 _log = logging.getLogger(__name__)
 
 _TAILS_PATIENCE_S = 2.0
+_COUNT_SELDOM = 50
 
 Listener = Callable[[str, State], None]
 """Called with a task's id and its new state, on the event loop, after the change is stored; is not to block."""
@@ -37,28 +41,45 @@ def now() -> datetime:
 class Tasks:
     """Makes, reads and changes tasks. `backends`, by the name of their destination, are asked for live log tails.
 
-    `parameters` are the `backend_parameters` that tasks may use.
+    `parameters` are the `backend_parameters` that tasks may use. Where `max_queued` tasks are queued, no more are made.
     """
 
     def __init__(
-        self, store: TaskStore, backends: Mapping[str, Backend], parameters: Collection[str] = frozenset()
+        self,
+        store: TaskStore,
+        backends: Mapping[str, Backend],
+        parameters: Collection[str] = frozenset(),
+        *,
+        max_queued: int | None = None,
     ) -> None:
         self._store = store
         self._parameters = frozenset(parameters)
         self._backends = backends
+        self._queue = None if max_queued is None else _Queue(store, max_queued)
         self._listeners: list[Listener] = []
 
     def listen(self, listener: Listener) -> None:
         """Have `listener` told of every change of a state that this process makes."""
         self._listeners.append(listener)
 
-    async def create(self, document: TaskDocument, owner: str) -> str:
-        """Store a new task durably; its id."""
+    async def create(self, document: TaskDocument, owner: str, *, key: str | None = None) -> str:
+        """Store a new task durably; its id.
+
+        With a `key`, a task is made only the first time that `owner` sends it; afterwards the id is that task's. Raises
+        KeyReused where it comes with another document. Raises QueueFull.
+        """
+        digest = "" if key is None else _digest(document)
+        if key is not None and (known := await self._store.keyed(owner, key, digest)) is not None:
+            return known
         document, events = _without_unsupported_parameters(document, self._parameters)
         record = TaskRecord(id=str(uuid_utils.uuid7()), owner=owner, document=document, created=now())
         for event in events:
             record = apply(record, event)
-        await self._store.insert([record])
+        async with self._queue.room() if self._queue is not None else contextlib.nullcontext():
+            if key is None:
+                await self._store.insert([record])
+            elif (first := await self._store.insert_once(record, key, digest)) != record.id:
+                return first
         self._tell(record.id, None, record.state)
         return record.id
 
@@ -122,6 +143,52 @@ class Tasks:
         attempt = replace(attempt, executors=(*attempt.executors[:-1], run))
         attempts = (*record.progress.attempts[:-1], attempt)
         return replace(record, progress=replace(record.progress, attempts=attempts))
+
+
+class _Queue:
+    """Lets in new tasks while fewer than `at_most` are queued, as far as this process knows.
+
+    Of one process there are never more; several processes may be off together by what each lets in between two counts.
+    Between counts every task that came is added, and none that has started is taken off.
+    """
+
+    def __init__(self, store: TaskStore, at_most: int) -> None:
+        self._store = store
+        self._at_most = at_most
+        self._known = 0
+        self._coming = 0
+        self._count_again = float("-inf")
+        self._lock = asyncio.Lock()
+
+    @contextlib.asynccontextmanager
+    async def room(self) -> AsyncIterator[None]:
+        """Room for one more task, which is made inside. Raises QueueFull."""
+        async with self._lock:
+            if time.monotonic() >= self._count_again:
+                await self._count()
+            if self._known >= self._at_most:
+                raise QueueFull(self._at_most)
+            self._known += 1
+            self._coming += 1
+        try:
+            yield
+        except TesapiError:
+            self._known -= 1
+            raise
+        finally:
+            self._coming -= 1
+
+    async def _count(self) -> None:
+        begin = time.monotonic()
+        self._known = await self._store.queued(at_most=self._at_most) + self._coming
+        # A long queue takes longer to count; it is to take a small part of the time, whatever its length.
+        self._count_again = begin + _COUNT_SELDOM * (time.monotonic() - begin)
+
+
+def _digest(document: TaskDocument) -> str:
+    """The same for documents that say the same, in whatever order."""
+    said = json.dumps(document.model_dump(mode="json", exclude_none=True), sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _without_unsupported_parameters(

@@ -85,8 +85,10 @@ _PROBLEM_NAMES = {
     403: "ForeignPage",
     404: "NotFound",
     405: "OtherMethod",
+    409: "KeyReused",
     413: "BodyTooLong",
     421: "ForeignHost",
+    429: "QueueFull",
     500: "ServerFailed",
     503: "StoreUnavailable",
 }
@@ -148,6 +150,13 @@ _PROBLEMS: Json = {
         ),
         "headers": _ALLOW,
     },
+    "KeyReused": _problem(
+        409,
+        "The Idempotency-Key was sent before, with another task; nothing was stored.",
+        "Conflict",
+        f"The Idempotency-Key 'run-7' was sent before with another task, and stands for {_TASK_ID}: a new task needs a"
+        " new key.",
+    ),
     "BodyTooLong": _problem(
         413,
         "The body is longer than `server.max_body_mb`; nothing was stored.",
@@ -160,6 +169,15 @@ _PROBLEMS: Json = {
         "Misdirected Request",
         "This server is not 'evil.example'; server.allowed_hosts lists the names that it goes by.",
     ),
+    "QueueFull": {
+        **_problem(
+            429,
+            "As many tasks are queued as `server.max_queued_tasks` allows; nothing was stored.",
+            "Too Many Requests",
+            "As many tasks are queued as server.max_queued_tasks allows, 10000: send it again later.",
+        ),
+        "headers": _RETRY_AFTER,
+    },
     "ServerFailed": _problem(
         500,
         "A mistake of this server.",
@@ -229,6 +247,16 @@ _ID: Json = {
     "description": "The task's id, as CreateTask gave it.",
     "schema": {"type": "string", "minLength": 1},
 }
+_IDEMPOTENCY_KEY: Json = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": (
+        "A name for this one wish, so that it can be sent again when its answer was lost: the same key of the same user"
+        " gives the id of the same task. It is kept as long as the task is."
+    ),
+    "schema": {"type": "string", "pattern": "^[!-~]{1,255}$"},
+}
 _STATE = {"id": _TASK_ID, "state": "COMPLETE"}
 
 
@@ -251,12 +279,13 @@ def _create_task(task_examples: Json) -> Json:
             "The answer comes when the task is stored durably, and before it starts. Fields that the specification"
             " does not have, and those that only a server sets, are ignored; null is as good as absent."
         ),
+        "parameters": [_IDEMPOTENCY_KEY],
         "requestBody": {
             "required": True,
             "content": {"application/json": {"schema": _ref("TaskDocument"), "examples": task_examples}},
         },
         "responses": _answers(
-            _ref("CreatedTask"), "The new task's id.", {"id": _TASK_ID}, [400, 403, 405, 413, 421, 500, 503]
+            _ref("CreatedTask"), "The new task's id.", {"id": _TASK_ID}, [400, 403, 405, 409, 413, 421, 429, 500, 503]
         ),
     }
 

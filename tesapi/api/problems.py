@@ -14,7 +14,16 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from tesapi.api.requests import BodyTooLong
-from tesapi.errors import CallerProblem, FieldProblem, InvalidDocument, StoreUnavailable, TaskNotFound, TesapiError
+from tesapi.errors import (
+    CallerProblem,
+    FieldProblem,
+    InvalidDocument,
+    KeyReused,
+    QueueFull,
+    StoreUnavailable,
+    TaskNotFound,
+    TesapiError,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -39,8 +48,10 @@ _STATUS: dict[type[TesapiError], int] = {
     ForeignPage: 403,
     TaskNotFound: 404,
     NothingThere: 404,
+    KeyReused: 409,
     BodyTooLong: 413,
     ForeignHost: 421,
+    QueueFull: 429,
     StoreUnavailable: 503,
 }
 
@@ -73,7 +84,7 @@ def of_error(scope: Scope, error: Exception) -> Response:
     status = next((_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), 500)
     if status >= 500:
         _log.error("%s %r: %s", method, path, error)
-    headers = {"Retry-After": _RETRY_AFTER_S} if status == 503 else {}
+    headers = {"Retry-After": _RETRY_AFTER_S} if status in {429, 503} else {}
     errors = error.problems if isinstance(error, InvalidDocument) else ()
     return problem(status, str(error), errors, headers)
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from starlette.types import Receive
 
 from tesapi.errors import CallerProblem, FieldProblem, InvalidDocument
 from tesapi.security.identity import ANONYMOUS, Identity
+
+_KEY = re.compile(r"[!-~]{1,255}")
 
 
 class ClientGone(Exception):
@@ -24,6 +27,18 @@ class BodyTooLong(CallerProblem):
 def anonymous(headers: Mapping[bytes, bytes]) -> Identity:
     """Who is asking. Credentials that nobody has asked for are ignored."""
     return ANONYMOUS
+
+
+def idempotency_key(headers: Mapping[bytes, bytes]) -> str | None:
+    """What the client calls this one wish, if it gave it a name. Raises InvalidDocument."""
+    header = headers.get(b"idempotency-key")
+    if header is None:
+        return None
+    key = header.decode("latin-1").strip(" \t")
+    if not _KEY.fullmatch(key):
+        shown = repr(key) if len(key) <= 60 else f"{key[:60]!r}… ({len(key)} characters)"
+        raise InvalidDocument([FieldProblem("Idempotency-Key", f"is {shown}", "1 to 255 visible ASCII characters")])
+    return key
 
 
 async def json_body(headers: Mapping[bytes, bytes], receive: Receive, limit_bytes: int) -> bytes:

@@ -89,8 +89,9 @@ class TesOperations:
         return await self._tasks.view(request.task_id, view, self._caller(request.headers).owner)
 
     async def _create_task(self, request: _Request) -> bytes:
+        key = requests.idempotency_key(request.headers)
         body = await requests.json_body(request.headers, request.receive, self._max_body_bytes)
-        task_id = await self._tasks.create(parse_document(body), self._caller(request.headers).owner)
+        task_id = await self._tasks.create(parse_document(body), self._caller(request.headers).owner, key=key)
         return b'{"id":"%s"}' % task_id.encode()
 
     async def _list_tasks(self, request: _Request) -> bytes:

@@ -66,6 +66,37 @@ def check_settings(path: Path | None) -> None:
         click.echo(f"Warning: {warning}", err=True)
 
 
+@cli.command()
+@_SETTINGS
+@click.option(
+    "--older-than", type=click.FloatRange(min=0), metavar="DAYS", help="Those that ended before so many days."
+)
+@click.option("--keep", type=click.IntRange(min=0), metavar="COUNT", help="All but the so many that ended last.")
+@click.option("--dry-run", is_flag=True, help="Only tell how many it would be.")
+def purge(path: Path | None, older_than: float | None, keep: int | None, dry_run: bool) -> None:
+    """Remove tasks that are over from the store; without options, those that the settings do not keep.
+
+    On SQLite the service has to be stopped for it.
+    """
+    settings = _load(path).settings
+    from datetime import timedelta
+
+    from tesapi.app import retention_of
+    from tesapi.cli.purge import run
+    from tesapi.dispatch.retention import Retention
+    from tesapi.errors import ConfigurationProblem, TesapiError
+
+    given = Retention(None if older_than is None else timedelta(days=older_than), keep)
+    retention = retention_of(settings) if given.keeps_all else given
+    if retention.keeps_all:
+        raise click.UsageError("Say which with --older-than or --keep: the settings (retention) keep all tasks.")
+    try:
+        click.echo(run(settings, retention, dry_run=dry_run))
+    except TesapiError as error:
+        click.echo(f"tesapi: {error}", err=True)
+        sys.exit(2 if isinstance(error, ConfigurationProblem) else 1)
+
+
 for _command in (
     commands_run.run,
     commands_tasks.submit,

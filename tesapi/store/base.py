@@ -62,6 +62,18 @@ class TaskStore(Protocol):
         """Keep new records, all or none. They survive a power loss once this has returned."""
         ...
 
+    async def insert_once(self, record: TaskRecord, key: str, digest: str) -> str:
+        """Keep a new record unless `key` stands for a task of its owner already; the id of the task that it stands for.
+
+        One task is made however often and by however many processes this is called at the same time. The key is kept as
+        long as the task is. Raises KeyReused where it came with another `digest` before; nothing is stored then.
+        """
+        ...
+
+    async def keyed(self, owner: str, key: str, digest: str) -> str | None:
+        """The id of the task that `key` stands for; None where it stands for none. Raises as `insert_once`."""
+        ...
+
     async def load(self, task_id: str, *, owner: str | None = None) -> TaskRecord:
         """The record as it was last stored. Raises TaskNotFound, also where `owner` is given and is not its owner."""
         ...
@@ -89,8 +101,25 @@ class TaskStore(Protocol):
         """
         ...
 
+    async def queued(self, *, at_most: int) -> int:
+        """How many tasks are in state QUEUED, counted no further than `at_most`."""
+        ...
+
     async def occupied(self) -> Mapping[str, int]:
         """How many tasks are placed at each destination; one where none is does not stand in it."""
+        ...
+
+    async def purge(self, *, before: datetime | None = None, keep: int | None = None, limit: int) -> int:
+        """Remove tasks with which nothing is left to do (Work.DONE), and all that is kept of them; how many.
+
+        Those go that were done before `before`, and those that are not among the `keep` tasks done last; without both,
+        none. The ones done first go first, at most `limit` of them, and fewer where they are large, so that nobody who
+        writes meanwhile waits for long: ask again until it answers 0.
+        """
+        ...
+
+    async def purgeable(self, *, before: datetime | None = None, keep: int | None = None) -> int:
+        """How many tasks `purge` would remove if it were asked until it answers 0."""
         ...
 
     async def claim(self, holder: str, *, queued: int, ttl: timedelta) -> list[TaskRecord]:

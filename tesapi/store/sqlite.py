@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from tesapi.errors import DestinationFull, FieldProblem, InvalidDocument, StoreUnavailable, TaskNotFound
+from tesapi.errors import DestinationFull, FieldProblem, InvalidDocument, KeyReused, StoreUnavailable, TaskNotFound
 from tesapi.store import sqlite_lists
 from tesapi.store.base import Page, TaskQuery
 from tesapi.store.sqlite_file import connected, locked, prepared
@@ -36,6 +36,7 @@ from tesapi.tes.states import State
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+_Doomed = tuple[int, list[tuple[str, str]]]
 _Columns = tuple[Row, bytes, bytes, bytes, tuple[tuple[str, str], ...]]
 
 _MINIMAL = "SELECT t.seq, t.id, t.owner, t.state FROM tasks t"
@@ -68,6 +69,19 @@ _RELEASE = "UPDATE tasks SET holder = NULL, not_before = ? WHERE id = ? AND hold
 _HELD = "SELECT id, state FROM tasks WHERE holder = ?"
 _LEASING = "SELECT holder, beat FROM holders h WHERE EXISTS (SELECT 1 FROM tasks t WHERE t.holder = h.holder)"
 _RAISE = "INSERT INTO holders VALUES (?, 1) ON CONFLICT (holder) DO UPDATE SET beat = beat + 1"
+_KEYED = "SELECT id, key_digest FROM tasks WHERE owner = ? AND key = ?"
+_DONE_BEFORE = "SELECT count(*) FROM tasks WHERE done < ?"
+_DONE = "SELECT count(*) FROM tasks WHERE done IS NOT NULL"
+_DONE_FIRST = (
+    "SELECT t.seq, length(d.json) + length(p.json), json_extract(CAST(d.json AS TEXT), '$.tags')"
+    " FROM tasks t JOIN documents d USING (seq) JOIN progress p USING (seq)"
+    " WHERE t.done IS NOT NULL ORDER BY t.done, t.seq LIMIT ?"
+)
+_LAST_SEQ = (
+    "SELECT max(coalesce((SELECT max(seq) FROM tasks), 0),"
+    " coalesce((SELECT CAST(value AS INTEGER) FROM meta WHERE key = 'last_seq'), 0))"
+)
+_QUEUED = "SELECT count(*) FROM (SELECT 1 FROM tasks WHERE state = 'QUEUED' LIMIT ?)"
 _PLACED_AT = "SELECT count(*) FROM tasks WHERE destination = ?"
 _PLACED = "SELECT destination, count(*) FROM tasks WHERE destination IS NOT NULL GROUP BY destination"
 
@@ -76,6 +90,7 @@ _log = logging.getLogger(__name__)
 _SEQ_MAX = 2**63 - 1
 _MAX_BATCH = 512
 _PAGE_BYTES = 32 << 20  # a page that has more is full, whatever its size: documents may have megabytes
+_PURGE_BYTES = 32 << 20  # what is freed in one transaction: freeing reads it, and others wait
 _LONGEST_PAUSE_S = 3600.0
 _ROWS_AT_ONCE = (64, 32, 16, 8, 4, 2, 1)  # few different statements: SQLite prepares each of them only once
 
@@ -119,6 +134,20 @@ class SqliteStore:
     async def insert(self, records: Sequence[TaskRecord]) -> None:
         await self._writer.insert([_columns(record) for record in records])
 
+    async def insert_once(self, record: TaskRecord, key: str, digest: str) -> str:
+        columns = _columns(record)
+        answer = await self._writer.submit(lambda db: _insert_once(db, record, columns, key, digest))
+        if isinstance(answer, KeyReused):
+            raise answer
+        return answer
+
+    async def keyed(self, owner: str, key: str, digest: str) -> str | None:
+        with self._answering():
+            answer = _keyed(self._loop_reads, owner, key, digest)
+        if isinstance(answer, KeyReused):
+            raise answer
+        return answer
+
     async def load(self, task_id: str, *, owner: str | None = None) -> TaskRecord:
         return _record(self._one(_RECORD, task_id, owner))
 
@@ -129,8 +158,7 @@ class SqliteStore:
 
     async def find(self, query: TaskQuery) -> Page:
         before = _SEQ_MAX if query.token is None else self._position(query.token, query)
-        with self._answering():
-            return await asyncio.get_running_loop().run_in_executor(self._page_thread, self._page, query, before)
+        return await self._on_page_thread(lambda: self._page(query, before))
 
     async def replace(self, record: TaskRecord, *, at_most: int | None = None) -> bool:
         progress, fragment = dump_progress(record.progress), views.basic_fragment(record)
@@ -138,6 +166,11 @@ class SqliteStore:
         if isinstance(answer, DestinationFull):
             raise answer
         return answer
+
+    async def queued(self, *, at_most: int) -> int:
+        with self._answering():
+            (count,) = self._loop_reads.execute(_QUEUED, (at_most,)).fetchone()
+            return int(count)
 
     async def occupied(self) -> Mapping[str, int]:
         with self._answering():
@@ -158,6 +191,13 @@ class SqliteStore:
         due = None if not_before is None else not_before.timestamp()
         await self._writer.submit(lambda db: db.execute(_RELEASE, (due, task_id, holder)))
 
+    async def purge(self, *, before: datetime | None = None, keep: int | None = None, limit: int) -> int:
+        doomed = await self._on_page_thread(lambda: self._doomed(before, keep, limit))
+        return await self._writer.submit(lambda db: _purge(db, doomed)) if doomed else 0
+
+    async def purgeable(self, *, before: datetime | None = None, keep: int | None = None) -> int:
+        return await self._on_page_thread(lambda: self._purgeable(before, keep))
+
     # Reading.
 
     @contextlib.contextmanager
@@ -168,6 +208,10 @@ class SqliteStore:
             yield
         except sqlite3.Error as error:
             raise StoreUnavailable(f"The database {self._path} does not answer: {error}.") from error
+
+    async def _on_page_thread(self, read: Callable[[], T]) -> T:
+        with self._answering():
+            return await asyncio.get_running_loop().run_in_executor(self._page_thread, read)
 
     def _one(self, select: str, task_id: str, owner: str | None) -> Row:
         try:
@@ -204,6 +248,26 @@ class SqliteStore:
         shown = repr(token[:60])
         allowed = "a next_page_token that this server gave for the same filters, or none"
         raise InvalidDocument([FieldProblem("page_token", f"{shown} is none for this list", allowed)])
+
+    def _purgeable(self, before: datetime | None, keep: int | None) -> int:
+        count = 0
+        if before is not None:
+            (count,) = self._page_reads.execute(_DONE_BEFORE, (before.timestamp(),)).fetchone()
+        if keep is not None:
+            (done,) = self._page_reads.execute(_DONE).fetchone()
+            count = max(count, done - keep)
+        return count
+
+    def _doomed(self, before: datetime | None, keep: int | None, limit: int) -> list[_Doomed]:
+        """The next tasks to purge. Looking them up takes longer than removing them, and here nobody waits for it."""
+        doomed: list[_Doomed] = []
+        freed = 0
+        for seq, size, tags in self._page_reads.execute(_DONE_FIRST, (min(limit, self._purgeable(before, keep)),)):
+            doomed.append((seq, [*json.loads(tags or "{}").items()]))
+            freed += size
+            if freed > _PURGE_BYTES:
+                break
+        return doomed
 
     # Leasing; on the writer's thread.
 
@@ -251,7 +315,7 @@ class SqliteStore:
 
 
 def _insert(db: sqlite3.Connection, rows: Sequence[_Columns]) -> None:
-    (last,) = db.execute("SELECT coalesce(max(seq), 0) FROM tasks").fetchone()
+    (last,) = db.execute(_LAST_SEQ).fetchone()
     numbered = list(enumerate(rows, start=last + 1))
     arrivals = [
         (seq, *task, document, progress, views.RENDER_VERSION, fragment)
@@ -259,6 +323,26 @@ def _insert(db: sqlite3.Connection, rows: Sequence[_Columns]) -> None:
     ]
     _insert_into(db, "arrivals", arrivals)
     _insert_into(db, "tags", [(key, value, task[1], seq) for seq, (task, *_, tags) in numbered for key, value in tags])
+
+
+def _insert_once(
+    db: sqlite3.Connection, record: TaskRecord, columns: _Columns, key: str, digest: str
+) -> str | KeyReused:
+    """What there is to answer; an error is not raised, as in `_replace`."""
+    known = _keyed(db, record.owner, key, digest)
+    if known is not None:
+        return known
+    _insert(db, [columns])
+    db.execute("UPDATE tasks SET key = ?, key_digest = ? WHERE id = ?", (key, digest, record.id))
+    return record.id
+
+
+def _keyed(db: sqlite3.Connection, owner: str, key: str, digest: str) -> str | KeyReused | None:
+    row = db.execute(_KEYED, (owner, key)).fetchone()
+    if row is None:
+        return None
+    task_id, first = row
+    return str(task_id) if first == digest else KeyReused(key, task_id)
 
 
 def _insert_into(db: sqlite3.Connection, table: str, rows: Sequence[Row]) -> None:
@@ -290,13 +374,30 @@ def _replace(
         if others - (before == destination) >= at_most:
             return DestinationFull(destination, at_most)
     db.execute(
-        "UPDATE tasks SET state = ?, work = ?, revision = revision + 1, not_before = NULL, destination = ?"
+        "UPDATE tasks SET state = ?, work = ?, revision = revision + 1, not_before = NULL, destination = ?, done = ?"
         " WHERE seq = ?",
-        (record.state.value, record.work.value, destination, seq),
+        (record.state.value, record.work.value, destination, _done_now(record), seq),
     )
     db.execute("UPDATE progress SET json = ? WHERE seq = ?", (progress, seq))
     db.execute("UPDATE fragments SET version = ?, json = ? WHERE seq = ?", (views.RENDER_VERSION, fragment, seq))
     return True
+
+
+def _purge(db: sqlite3.Connection, doomed: Sequence[_Doomed]) -> int:
+    # No number is given again: it stands in page tokens.
+    (last,) = db.execute(_LAST_SEQ).fetchone()
+    db.execute("INSERT INTO meta VALUES ('last_seq', ?1) ON CONFLICT (key) DO UPDATE SET value = ?1", (str(last),))
+    removed = 0
+    for seq, tags in doomed:
+        row = db.execute("DELETE FROM tasks WHERE seq = ? AND work = 'done' RETURNING owner", (seq,)).fetchone()
+        if row is None:
+            continue
+        removed += 1
+        for table in ("documents", "progress", "fragments"):
+            db.execute(f"DELETE FROM {table} WHERE seq = ?", (seq,))  # noqa: S608 - names of this module
+        tag = "DELETE FROM tags WHERE key = ? AND value = ? AND owner = ? AND seq = ?"
+        db.executemany(tag, [(key, value, row[0], seq) for key, value in tags])
+    return removed
 
 
 def _renew(db: sqlite3.Connection, holder: str, task_ids: frozenset[str]) -> dict[str, State]:
@@ -312,10 +413,14 @@ def _destination(record: TaskRecord) -> str | None:
     return record.attempt.destination if record.work is Work.PLACED and record.attempt is not None else None
 
 
+def _done_now(record: TaskRecord) -> float | None:
+    return time.time() if record.work is Work.DONE else None
+
+
 def _columns(record: TaskRecord) -> _Columns:
     created, name, work = record.created.isoformat(), record.document.name, record.work
-    destination = _destination(record)
-    task = (record.id, record.owner, record.state.value, work.value, record.revision, created, name, destination)
+    where, when = _destination(record), _done_now(record)
+    task = (record.id, record.owner, record.state.value, work.value, record.revision, created, name, where, when)
     document = views.dump_document(record.document)
     tags = tuple((record.document.tags or {}).items())
     return task, document, dump_progress(record.progress), views.basic_fragment(record), tags

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from tesapi.errors import ConfigurationProblem
+from tesapi.errors import ConfigurationProblem, StoreInUse
 
 # What lists and claims touch is narrow; what is long lies beside it. A task can be claimed while nobody holds it and
 # it is not postponed, and the partial indexes hold exactly those: claiming costs the same beside a million done tasks.
@@ -51,15 +51,29 @@ UPDATE tasks SET destination = (
 ) WHERE work = 'placed';
 CREATE INDEX tasks_by_destination ON tasks (destination) WHERE destination IS NOT NULL;
 """
+_SCHEMA_3 = """
+ALTER TABLE tasks ADD COLUMN key TEXT;
+ALTER TABLE tasks ADD COLUMN key_digest TEXT;
+CREATE UNIQUE INDEX tasks_by_key ON tasks (owner, key) WHERE key IS NOT NULL;
+"""
+# When nothing was left to do about a task; for those of earlier schemas, when its job had ended.
+_SCHEMA_4 = """
+ALTER TABLE tasks ADD COLUMN done REAL;
+UPDATE tasks SET done = CAST(strftime('%s', coalesce((
+    SELECT json_extract(CAST(p.json AS TEXT), '$.attempts[#-1].ended') FROM progress p WHERE p.seq = tasks.seq
+), created)) AS REAL) WHERE work = 'done';
+CREATE INDEX tasks_done ON tasks (done) WHERE done IS NOT NULL;
+"""
 # A row of this view becomes one of each table, so that many tasks come in with one statement.
 _ARRIVALS = """
 CREATE TEMP VIEW arrivals AS
-    SELECT t.seq, t.id, t.owner, t.state, t.work, t.revision, t.created, t.name, t.destination,
+    SELECT t.seq, t.id, t.owner, t.state, t.work, t.revision, t.created, t.name, t.destination, t.done,
         d.json AS document, p.json AS progress, f.version, f.json AS fragment
     FROM main.tasks t, main.documents d, main.progress p, main.fragments f;
 CREATE TEMP TRIGGER arrive INSTEAD OF INSERT ON arrivals BEGIN
-    INSERT INTO tasks (seq, id, owner, state, work, revision, created, name, destination)
-        VALUES (new.seq, new.id, new.owner, new.state, new.work, new.revision, new.created, new.name, new.destination);
+    INSERT INTO tasks (seq, id, owner, state, work, revision, created, name, destination, done)
+        VALUES (new.seq, new.id, new.owner, new.state, new.work, new.revision, new.created, new.name, new.destination,
+            new.done);
     INSERT INTO documents (seq, json) VALUES (new.seq, new.document);
     INSERT INTO progress (seq, json) VALUES (new.seq, new.progress);
     INSERT INTO fragments (seq, version, json) VALUES (new.seq, new.version, new.fragment);
@@ -68,7 +82,7 @@ END;
 _BUSY_PATIENCE_S = 1.0
 # Taken as it is needed. What a list touches lies further apart the more tasks there are, and is read again and again.
 _CACHE_KIB = 64 * 1024
-_MIGRATIONS = (_SCHEMA_1, _SCHEMA_2)
+_MIGRATIONS = (_SCHEMA_1, _SCHEMA_2, _SCHEMA_3, _SCHEMA_4)
 """Step n leads from schema n to n + 1; what has been released is never changed, only followed by another step."""
 
 
@@ -84,7 +98,7 @@ def locked(path: Path) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             pid = os.read(descriptor, 20).decode("ascii", "replace").strip()
-            raise ConfigurationProblem(
+            raise StoreInUse(
                 f"The database {path} is in use by process {pid or '(starting)'}. SQLite serves one process; for more"
                 " processes or hosts use MongoDB (db.mongodb_uri)."
             ) from error

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tesapi.errors import DestinationFull, InvalidDocument, StoreUnavailable, TaskNotFound
+from tesapi.errors import DestinationFull, InvalidDocument, KeyReused, StoreUnavailable, TaskNotFound
 from tesapi.store.base import TaskQuery, TaskStore
 from tesapi.tes import views
 from tesapi.tes.events import CancelRequested, Noted
@@ -312,6 +312,73 @@ async def test_what_was_never_a_token_is_refused(store: TaskStore) -> None:
         assert len(str(caught.value)) < 500
 
 
+# insert_once, keyed.
+
+
+async def test_a_key_stands_for_the_first_task_that_came_with_it(store: TaskStore) -> None:
+    first, second = new(), new()
+    assert await store.keyed("ada", "k", "digest") is None
+    assert await store.insert_once(first, "k", "digest") == first.id
+    assert await store.insert_once(second, "k", "digest") == first.id
+    assert await store.keyed("ada", "k", "digest") == first.id
+    assert await store.load(first.id) == first
+    with pytest.raises(TaskNotFound):
+        await store.load(second.id)
+    assert await all_pages(store, TaskQuery()) == [[first.id]]
+    assert await claimed(store) == [first.id]
+
+
+async def test_a_key_does_not_stand_for_another_document(store: TaskStore) -> None:
+    first, second = new(), new()
+    await store.insert_once(first, "k", "one")
+    for again in (store.insert_once(second, "k", "other"), store.keyed("ada", "k", "other")):
+        with pytest.raises(KeyReused, match=f"'k' was sent before with another task, and stands for {first.id}"):
+            await again
+    assert await all_pages(store, TaskQuery()) == [[first.id]]
+
+
+async def test_keys_are_their_owners_own_and_told_apart_by_every_character(store: TaskStore) -> None:
+    keys = ["k", "K", "k ", "'; DROP TABLE tasks; --", "%", "$gt", "a" * 255]
+    made = {(owner, key): new(owner=owner) for owner in ("ada", "bob", "") for key in keys}
+    for (_, key), record in made.items():
+        assert await store.insert_once(record, key, "digest") == record.id
+    for (owner, key), record in made.items():
+        assert await store.keyed(owner, key, "digest") == record.id
+
+
+async def test_of_many_with_the_same_key_at_the_same_time_one_is_kept(store: TaskStore) -> None:
+    records = [new(owner="ada" if number % 2 else "bob") for number in range(60)]
+    answers = await asyncio.gather(*(store.insert_once(record, "k", "digest") for record in records))
+    assert len(set(answers)) == 2
+    assert answers == [answers[number % 2] for number in range(60)]
+    (page,) = await all_pages(store, TaskQuery())
+    assert sorted(page) == sorted(set(answers))
+
+
+async def test_of_many_documents_with_the_same_key_at_the_same_time_one_is_kept(store: TaskStore) -> None:
+    records = [new() for _ in range(30)]
+    inserts = (store.insert_once(record, "k", f"digest {number % 3}") for number, record in enumerate(records))
+    answers = await asyncio.gather(*inserts, return_exceptions=True)
+    assert Counter(type(answer) for answer in answers) == {str: 10, KeyReused: 20}
+    (page,) = await all_pages(store, TaskQuery())
+    assert {answer for answer in answers if isinstance(answer, str)} == set(page)
+
+
+async def test_a_key_stands_for_its_task_whatever_becomes_of_it_and_after_opening_again(
+    open_store: Callable[[], TaskStore],
+) -> None:
+    async with open_store() as store:
+        record = new()
+        await store.insert_once(record, "k", "digest")
+        await stored(store, done(await stored(store, placed(record))))
+        assert await store.insert_once(new(), "k", "digest") == record.id
+    async with open_store() as store:
+        assert await store.keyed("ada", "k", "digest") == record.id
+        assert await store.insert_once(new(), "k", "digest") == record.id
+        with pytest.raises(KeyReused):
+            await store.insert_once(new(), "k", "other")
+
+
 # replace.
 
 
@@ -363,6 +430,15 @@ async def test_tasks_are_counted_where_they_are_placed_until_nothing_of_their_jo
     assert await store.occupied() == {"far": 1}
     await stored(store, done(there))
     assert await store.occupied() == {}
+
+
+async def test_queued_tasks_are_counted_up_to_a_bound(store: TaskStore) -> None:
+    assert await store.queued(at_most=10) == 0
+    first, second, *_ = await kept(store, *(new() for _ in range(5)), ended(placed(new())), done(placed(new())))
+    assert [await store.queued(at_most=bound) for bound in (1, 4, 5, 6, 1000)] == [1, 4, 5, 5, 5]
+    await stored(store, ended(await stored(store, placed(first))))
+    await stored(store, after(second, CancelRequested(NOON)))
+    assert await store.queued(at_most=10) == 3
 
 
 async def test_a_task_is_placed_only_while_there_is_room_at_its_destination(store: TaskStore) -> None:
@@ -464,6 +540,127 @@ async def test_a_closed_store_says_so(open_store: Callable[[], TaskStore]) -> No
         await store.find(TaskQuery())
     with pytest.raises(StoreUnavailable):
         await store.occupied()
+    with pytest.raises(StoreUnavailable):
+        await store.queued(at_most=1)
+    with pytest.raises(StoreUnavailable):
+        await store.purge(keep=0, limit=1)
+    with pytest.raises(StoreUnavailable):
+        await store.insert_once(new(), "k", "digest")
+    with pytest.raises(StoreUnavailable):
+        await store.keyed("ada", "k", "digest")
+
+
+# purge.
+
+
+async def over(store: TaskStore, count: int, owner: str = "ada") -> list[TaskRecord]:
+    """Tasks that were done one after the other."""
+    records = await kept(store, *(placed(new(owner=owner)) for _ in range(count)))
+    return [await stored(store, done(record)) for record in records]
+
+
+async def left(store: TaskStore) -> list[str]:
+    return [task_id for page in await all_pages(store, TaskQuery()) for task_id in page]
+
+
+async def test_only_tasks_with_which_nothing_is_left_to_do_are_purged(store: TaskStore) -> None:
+    queued, under_way, settled = await kept(store, new(), placed(new()), ended(placed(new())))
+    (gone,) = await over(store, 1)
+    canceled = after(new(), CancelRequested(NOON))
+    await kept(store, canceled)
+    future = datetime.now(UTC) + timedelta(days=1)
+    assert await store.purgeable(before=future, keep=0) == 2
+    assert await store.purge(before=future, keep=0, limit=100) == 2
+    assert await store.purge(before=future, keep=0, limit=100) == 0
+    assert await left(store) == ids([settled, under_way, queued])
+    for record in (gone, canceled):
+        with pytest.raises(TaskNotFound):
+            await store.load(record.id)
+        assert not await store.replace(record)
+    assert await claimed(store) == ids([under_way, settled, queued])
+    assert await store.occupied() == {"local": 2}
+
+
+async def test_tasks_done_before_some_time_are_purged(store: TaskStore) -> None:
+    first = await over(store, 3)
+    await asyncio.sleep(0.005)
+    between = datetime.now(UTC)
+    await asyncio.sleep(0.005)
+    second = await over(store, 2)
+    assert await store.purge(before=between - timedelta(hours=1), limit=100) == 0
+    assert await store.purgeable(before=between) == 3
+    assert await store.purge(before=between, limit=100) == 3
+    assert await left(store) == ids(reversed(second))
+    assert first
+
+
+async def test_all_but_those_done_last_are_purged(store: TaskStore) -> None:
+    records = await over(store, 6)
+    assert await store.purge(keep=6, limit=100) == await store.purge(keep=7, limit=100) == 0
+    assert await store.purgeable(keep=2) == 4
+    assert await store.purge(keep=2, limit=100) == 4
+    assert await left(store) == ids(reversed(records[4:]))
+
+
+async def test_what_counts_is_when_a_task_was_done_and_not_when_it_was_made(store: TaskStore) -> None:
+    first, second = await kept(store, placed(new()), placed(new()))
+    await stored(store, done(second))
+    await asyncio.sleep(0.005)
+    await stored(store, done(first))
+    assert await store.purge(keep=1, limit=100) == 1
+    assert await left(store) == [first.id]
+
+
+async def test_either_reason_is_enough_to_be_purged_and_without_one_nothing_is(store: TaskStore) -> None:
+    records = await over(store, 4)
+    future = datetime.now(UTC) + timedelta(days=1)
+    assert await store.purgeable() == await store.purge(limit=100) == 0
+    assert await store.purge(before=NOON, keep=3, limit=100) == 1
+    assert await left(store) == ids(reversed(records[1:]))
+    assert await store.purge(before=future, keep=3, limit=100) == 3
+    assert await left(store) == []
+
+
+async def test_a_purge_goes_in_steps_and_begins_with_what_was_done_first(store: TaskStore) -> None:
+    records = await over(store, 7)
+    assert await store.purge(keep=1, limit=2) == 2
+    assert await left(store) == ids(reversed(records[2:]))
+    assert [await store.purge(keep=1, limit=3) for _ in range(3)] == [3, 1, 0]
+    assert await left(store) == [records[6].id]
+
+
+async def test_lists_and_counts_know_nothing_of_purged_tasks(store: TaskStore) -> None:
+    records = await over(store, 9)
+    token = (await store.find(TaskQuery(size=3))).next_token
+    await store.purge(keep=5, limit=100)
+    assert shown((await store.find(TaskQuery(token=token))).views) == ids(reversed(records[4:6]))
+    for query in (TaskQuery(tags=(("lab", ""),)), TaskQuery(name_prefix="count"), TaskQuery(state=State.COMPLETE)):
+        assert await all_pages(store, query) == [ids(reversed(records[4:]))]
+    fresh = await kept(store, new())
+    assert await left(store) == ids([*fresh, *reversed(records[4:])])
+
+
+async def test_a_key_is_free_again_when_its_task_was_purged(store: TaskStore) -> None:
+    first, second = done(placed(new())), new()
+    await store.insert_once(first, "k", "one")
+    assert await store.purge(keep=0, limit=100) == 1
+    assert await store.keyed("ada", "k", "one") is None
+    assert await store.insert_once(second, "k", "other") == second.id
+
+
+async def test_tasks_are_made_and_done_while_others_are_purged(store: TaskStore) -> None:
+    old = await over(store, 40)
+
+    async def purge_all() -> int:
+        count = 0
+        while removed := await store.purge(before=future, limit=3):
+            count += removed
+        return count
+
+    future = datetime.now(UTC)
+    first, second, fresh = await asyncio.gather(purge_all(), purge_all(), over(store, 20, "bob"))
+    assert first + second == len(old)
+    assert await left(store) == ids(reversed(fresh))
 
 
 # claim.

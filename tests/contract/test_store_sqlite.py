@@ -27,7 +27,7 @@ from tesapi.store.sqlite import SqliteStore
 from tesapi.tes import views
 from tesapi.tes.models import View
 from tesapi.tes.states import State
-from tests.contract.records import MINUTE, done, ended, kept, new, placed, stored
+from tests.contract.records import MINUTE, NOON, done, ended, kept, new, placed, stored
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ async def test_what_was_placed_under_the_first_schema_is_counted_under_this_one(
     with sqlite3.connect(path) as db:
         db.executescript(f"{sqlite_file._SCHEMA_1} PRAGMA user_version = 1;")
         for seq, record in enumerate((queued, under_way, settled, over), start=1):
-            (*task, _), document, progress, fragment, _ = sqlite._columns(record)
+            (*task, _, _), document, progress, fragment, _ = sqlite._columns(record)
             columns = "(seq, id, owner, state, work, revision, created, name)"
             db.execute(f"INSERT INTO tasks {columns} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (seq, *task))
             db.execute("INSERT INTO documents VALUES (?, ?)", (seq, document))
@@ -216,6 +216,8 @@ async def test_what_was_placed_under_the_first_schema_is_counted_under_this_one(
         assert await store.occupied() == {"local": 1, "far": 1}
         for record in (queued, under_way, settled, over):
             assert await store.load(record.id) == record
+        assert await store.purgeable(before=NOON + timedelta(seconds=1)) == 1
+        assert await store.purgeable(before=NOON - timedelta(seconds=1)) == 0
 
 
 async def test_a_step_that_fails_changes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -292,6 +294,9 @@ async def test_a_full_disk_leaves_nothing_half_made_and_is_survived(store: Sqlit
     assert "database or disk is full" in str(answers[0])
     with pytest.raises(StoreUnavailable):
         await store.insert([new(), large[0]])
+    with pytest.raises(StoreUnavailable):
+        await store.insert_once(large[0], "k", "digest")
+    assert await store.keyed("ada", "k", "digest") is None
     assert (await store.find(TaskQuery())).views == [views.render(record, View.MINIMAL)]
     assert await in_writer(store, "SELECT count(*) FROM documents") == [(1,)]
     await in_writer(store, "PRAGMA max_page_count = 1000000")
@@ -340,6 +345,11 @@ async def test_lists_and_claims_are_read_from_indexes_however_many_tasks_are_don
         sqlite._RELEASE: "sqlite_autoindex_tasks_1",
         sqlite._HELD: "INDEX tasks_held (holder=?)",
         sqlite._LEASING: "INDEX tasks_held (holder=?)",
+        sqlite._KEYED: "INDEX tasks_by_key (owner=? AND key=?)",
+        sqlite._DONE_BEFORE: "COVERING INDEX tasks_done (done<?)",
+        sqlite._DONE: "COVERING INDEX tasks_done",
+        sqlite._DONE_FIRST: "INDEX tasks_done",
+        sqlite._QUEUED: "COVERING INDEX tasks_by_state (state=?)",
         sqlite._PLACED_AT: "COVERING INDEX tasks_by_destination (destination=?)",
         sqlite._PLACED: "COVERING INDEX tasks_by_destination",
     }
@@ -395,3 +405,37 @@ async def test_a_page_of_large_tasks_is_full_sooner(store: SqliteStore, monkeypa
         seen += [json.loads(task)["id"] for task in page.views]
         pages, token = pages + 1, page.next_token
     assert seen == [record.id for record in reversed(records)]
+
+
+async def test_nothing_is_left_of_a_purged_task(store: SqliteStore) -> None:
+    await kept(store, *(done(placed(new(tags={"a": "1", "ü": "\0", "": ""}))) for _ in range(5)))
+    (stays,) = await kept(store, new(tags={"a": "1"}))
+    assert await store.purge(keep=0, limit=10) == 5
+    for table in ("tasks", "documents", "progress", "fragments", "tags"):
+        assert await in_writer(store, f"SELECT count(*) FROM {table}") == [(1,)], table
+    assert await store.load(stays.id) == stays
+
+
+async def test_a_purge_of_large_tasks_is_done_in_smaller_steps(
+    store: SqliteStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "_PURGE_BYTES", 1000)
+    await kept(store, *(done(placed(new())) for _ in range(10)))
+    counts = []
+    while count := await store.purge(keep=0, limit=100):
+        counts.append(count)
+    assert sum(counts) == 10
+    assert max(counts) < 5
+
+
+async def test_the_number_of_a_purged_task_is_not_given_again(path: Path) -> None:
+    async with SqliteStore(path) as store:
+        records = await kept(store, new(), *(done(placed(new())) for _ in range(3)))
+        token = (await store.find(TaskQuery(size=1))).next_token
+        assert await store.purge(keep=0, limit=10) == 3
+        await kept(store, done(placed(new())))
+        assert await store.purge(keep=0, limit=10) == 1
+    async with SqliteStore(path) as store:
+        await kept(store, *(new() for _ in range(3)))
+        page = await store.find(TaskQuery(token=token))
+        assert [json.loads(view)["id"] for view in page.views] == [records[0].id]

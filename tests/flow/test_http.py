@@ -70,6 +70,47 @@ async def test_a_task_is_told_in_three_views(client: httpx.AsyncClient) -> None:
     assert basic == full
 
 
+async def test_a_task_that_is_sent_again_with_its_key_is_made_once(client: httpx.AsyncClient) -> None:
+    document = {**TRUE, "name": "once", "tags": {"a": "1", "b": "2"}}
+    again = {"tags": {"b": "2", "a": "1"}, "name": "once", "description": None, "unknown": 1, **TRUE}
+    key = {"Idempotency-Key": "run-7"}
+    sent = [client.post("/tasks", json=each, headers=key) for each in (document, again) * 10]
+    answers = await asyncio.gather(*sent)
+    assert {answer.status_code for answer in answers} == {200}
+    (task_id,) = {answer.json()["id"] for answer in answers}
+    await _settled(client, task_id)
+    assert (await client.post("/tasks", json=document, headers=key)).json() == {"id": task_id}
+    assert len((await client.get("/tasks")).json()["tasks"]) == 1
+    other = await client.post("/tasks", json=document, headers={"Idempotency-Key": "run-8"})
+    assert other.json()["id"] != task_id
+
+
+async def test_a_key_that_comes_with_another_task_is_a_409_that_says_so(client: httpx.AsyncClient) -> None:
+    key = {"Idempotency-Key": "run-7"}
+    task_id = (await client.post("/tasks", json=TRUE, headers=key)).json()["id"]
+    answer = await client.post("/tasks", json={**TRUE, "name": "other"}, headers=key)
+    assert answer.status_code == 409
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert f"'run-7' was sent before with another task, and stands for {task_id}" in answer.json()["detail"]
+    assert len((await client.get("/tasks")).json()["tasks"]) == 1
+
+
+@pytest.mark.parametrize("key", [b"", b"  ", b"a b", b"\xfc", b"a\x7f", b"x" * 256])
+async def test_a_key_that_is_none_is_a_400_that_names_the_header(client: httpx.AsyncClient, key: bytes) -> None:
+    answer = await client.post("/tasks", json=TRUE, headers={b"Idempotency-Key": key})
+    assert answer.status_code == 400
+    (error,) = answer.json()["errors"]
+    assert (error["field"], error["allowed"]) == ("Idempotency-Key", "1 to 255 visible ASCII characters")
+    assert len(answer.content) < 1000
+    assert (await client.get("/tasks")).json()["tasks"] == []
+
+
+async def test_every_visible_character_may_stand_in_a_key(client: httpx.AsyncClient) -> None:
+    key = "".join(map(chr, range(0x21, 0x7F)))
+    ids = {(await client.post("/tasks", json=TRUE, headers={"Idempotency-Key": key})).json()["id"] for _ in range(2)}
+    assert len(ids) == 1
+
+
 async def test_a_failure_says_why_in_the_full_view(client: httpx.AsyncClient) -> None:
     task = await _run(client, {"executors": [{"image": "alpine", "command": ["sh", "-c", "exit 4"]}]})
     assert task["state"] == "EXECUTOR_ERROR"

@@ -47,8 +47,10 @@ async def test_it_has_every_operation_with_every_answer(document: dict[str, Any]
         answers = operations[name]["responses"]
         assert {"200", "405", "421", "500"} <= set(answers)
         assert all("problem+json" in str(_problem(document, answers[code])) for code in answers if code != "200")
-    assert {"400", "403", "413", "503"} <= set(operations["CreateTask"]["responses"])
+    assert {"400", "403", "409", "413", "429", "503"} <= set(operations["CreateTask"]["responses"])
     assert {"400", "404", "503"} <= set(operations["GetTask"]["responses"])
+    (key,) = operations["CreateTask"]["parameters"]
+    assert (key["name"], key["in"], key["required"]) == ("Idempotency-Key", "header", False)
 
 
 def _problem(document: dict[str, Any], answer: dict[str, str]) -> object:

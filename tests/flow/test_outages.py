@@ -68,10 +68,25 @@ async def test_a_store_that_is_away_is_a_503_that_says_when_to_come_again(tmp_pa
             await client.post("/v1/tasks", json=TRUE),
             await client.get("/v1/tasks"),
             await client.get("/v1/tasks/x"),
+            await client.get("/v1/tasks/x?view=FULL"),
+            await client.post("/v1/tasks/x:cancel"),
+            await client.post("/v1/tasks", json=TRUE, headers={"Idempotency-Key": "k"}),
         ):
             assert answer.status_code == 503
             assert answer.headers["retry-after"] == "5"
             assert "is closed" in answer.json()["detail"]
+
+
+async def test_a_full_queue_is_a_429_that_says_when_to_come_again(tmp_path: pathlib.Path) -> None:
+    environ = {"TESAPI_SERVER__MAX_QUEUED_TASKS": "2", "TESAPI_LOCAL__ENABLE": "false"}
+    async with running(load(environ=environ, cwd=tmp_path).settings) as app, _client(app) as client:
+        for _ in range(2):
+            assert (await client.post("/v1/tasks", json=TRUE)).status_code == 200
+        answer = await client.post("/v1/tasks", json=TRUE)
+        assert answer.status_code == 429
+        assert answer.headers["retry-after"] == "5"
+        assert "As many tasks are queued as server.max_queued_tasks allows, 2" in answer.json()["detail"]
+        assert len((await client.get("/v1/tasks")).json()["tasks"]) == 2
 
 
 async def test_a_task_waits_with_a_reason_until_containers_can_be_run(
