@@ -73,7 +73,7 @@ async def running(settings: Settings) -> AsyncIterator[ASGIApp]:
             at_work.append(children.create_task(purge_again_and_again(store, retention), name="retention"))
         for child in at_work:
             stack.callback(child.cancel)
-        yield _http(settings, tasks, dispatcher, backends, parameters)
+        yield _http(settings, tasks, dispatcher, destinations, parameters)
 
 
 def store_of(settings: Settings) -> TaskStore:
@@ -88,11 +88,19 @@ def retention_of(settings: Settings) -> Retention:
 
 
 def _http(
-    settings: Settings, tasks: Tasks, dispatcher: Dispatcher, backends: dict[str, Backend], parameters: frozenset[str]
+    settings: Settings,
+    tasks: Tasks,
+    dispatcher: Dispatcher,
+    destinations: Mapping[str, Destination],
+    parameters: frozenset[str],
 ) -> ASGIApp:
     info = service_info(settings, parameters)
+
+    def info_now() -> Mapping[str, object]:
+        return {**info, "destinations": [one.model_dump(mode="json") for one in _conditions(destinations)]}
+
     others = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
-    health_routes = health.routes(tasks, dispatcher, backends)
+    health_routes = health.routes(tasks, dispatcher, lambda: _conditions(destinations))
     document = get_openapi(
         title=settings.service_info.name,
         version=__version__,
@@ -104,7 +112,7 @@ def _http(
     others.include_router(health_routes)
     others.include_router(pages.routes(info, document, settings.server.root_path, PREFIXES[0]))
     problems.install(others)
-    door = Door(settings, TesOperations(settings, tasks, info, requests.anonymous), others)
+    door = Door(settings, TesOperations(settings, tasks, info_now, requests.anonymous), others)
     if not settings.server.cors_origins:
         return door
     return CORSMiddleware(
@@ -112,6 +120,28 @@ def _http(
         allow_origins=settings.server.cors_origins,
         allow_methods=["GET", "POST"],
         allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
+    )
+
+
+def _conditions(destinations: Mapping[str, Destination]) -> list[health.DestinationCondition]:
+    """How the destinations are, for whoever asks."""
+    return [_condition(name, destination) for name, destination in destinations.items()]
+
+
+def _condition(name: str, destination: Destination) -> health.DestinationCondition:
+    site, now = destination.site, destination.backend.condition()
+    state, sentence = now.state, now.sentence
+    if site.drain:
+        state, sentence = "drained", f"It is drained: tasks that are there run on, and no new ones go there. {sentence}"
+    return health.DestinationCondition(
+        name=name,
+        kind=site.kind,
+        ok=now.ok and not site.drain,
+        state=state,
+        sentence=sentence,
+        since=now.since,
+        running=now.running,
+        waiting=now.waiting,
     )
 
 
@@ -127,6 +157,7 @@ def _destinations(settings: Settings, store_id: str) -> dict[str, Destination]:
         site = Site(
             name,
             kind=kind_of(pulsar),
+            group=str(pulsar.url or pulsar.amqp_url),
             manager=pulsar.manager,
             labels=pulsar.labels,
             zones=pulsar.zones,

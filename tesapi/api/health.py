@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from typing import Protocol
 
 from fastapi import APIRouter, Response
 from pydantic import BaseModel
 
-from tesapi.backends.base import Backend
 from tesapi.errors import StoreUnavailable
 from tesapi.store.base import TaskQuery
 from tesapi.tasks import Tasks
@@ -31,11 +31,19 @@ class Liveness(BaseModel):
 
 
 class DestinationCondition(BaseModel):
-    """A place where tasks run; `sentence` says what it gives, or what is wrong with it."""
+    """A place where tasks run: whether it takes new ones (`ok`), a `sentence` on why or why not, and since when.
+
+    `state` is one of starting, up, down, misconfigured, drained.
+    """
 
     name: str
+    kind: str
     ok: bool
+    state: str
     sentence: str
+    since: datetime
+    running: int
+    waiting: int
 
 
 class Readiness(BaseModel):
@@ -47,7 +55,10 @@ class Readiness(BaseModel):
     destinations: list[DestinationCondition]
 
 
-def routes(tasks: Tasks, dispatcher: Alive, backends: Mapping[str, Backend]) -> APIRouter:
+Conditions = Callable[[], Sequence[DestinationCondition]]
+
+
+def routes(tasks: Tasks, dispatcher: Alive, conditions: Conditions) -> APIRouter:
     """The two routes. A destination that is down does not make the service unready: tasks wait for it."""
     router = APIRouter(tags=["Health"])
 
@@ -66,17 +77,13 @@ def routes(tasks: Tasks, dispatcher: Alive, backends: Mapping[str, Backend]) -> 
         store = await _store_sentence(tasks)
         driving = dispatcher.alive
         ready = store is None and driving
-        conditions = {name: backend.condition() for name, backend in backends.items()}
         return _json(
             200 if ready else 503,
             {
                 "status": "ok" if ready else "unavailable",
                 "store": store or "The store answers.",
                 "dispatcher": "Tasks are being driven." if driving else "The dispatcher does not come round any more.",
-                "destinations": [
-                    {"name": name, "ok": condition.ok, "sentence": condition.sentence}
-                    for name, condition in conditions.items()
-                ],
+                "destinations": [condition.model_dump(mode="json") for condition in conditions()],
             },
         )
 

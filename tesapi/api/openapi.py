@@ -227,6 +227,11 @@ _SERVICE_INFO: Json = {
         "version": _text(),
         "storage": {"type": "array", "items": _text(), "description": "Where URLs of tasks may lead."},
         "tesResources_backend_parameters": {"type": "array", "items": _text()},
+        "destinations": {
+            "type": "array",
+            "description": "An addition of this server: the places where tasks run, and how they are.",
+            "items": {"$ref": "#/components/schemas/DestinationCondition"},
+        },
     },
 }
 

@@ -37,11 +37,13 @@ _CANCEL = ":cancel"
 
 
 class TesOperations:
-    """Answers requests for the paths of TES; `service_info` is told as it is."""
+    """Answers requests for the paths of TES; `service_info` gives what is to be told then."""
 
-    def __init__(self, settings: Settings, tasks: Tasks, service_info: Mapping[str, object], caller: Caller) -> None:
+    def __init__(
+        self, settings: Settings, tasks: Tasks, service_info: Callable[[], Mapping[str, object]], caller: Caller
+    ) -> None:
         self._tasks = tasks
-        self._service_info = json.dumps(service_info).encode()
+        self._service_info = service_info
         self._max_body_bytes = settings.server.max_body_mb << 20
         self._caller = caller
         self._of_all: dict[str, _Operation] = {
@@ -106,4 +108,4 @@ class TesOperations:
         return b"{}"
 
     async def _get_service_info(self, request: _Request) -> bytes:
-        return self._service_info
+        return json.dumps(self._service_info()).encode()

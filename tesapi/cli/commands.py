@@ -106,6 +106,7 @@ for _command in (
     commands_tasks.cancel,
     commands_tasks.logs,
     commands_tasks.service_info,
+    commands_tasks.destinations,
 ):
     cli.add_command(_command)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tesapi.cli.exits import EPILOG, ClientProblem, Exit, UsageProblem
+from tesapi.cli.exits import EPILOG, ClientProblem, Exit, ServerFailed, UsageProblem
 
 if TYPE_CHECKING:
     from tesapi.cli.tasks import Task
@@ -198,4 +198,19 @@ def service_info(as_json: bool) -> None:
     with Client(os.environ) as client:
         info = client.service_info()
     for line in [json.dumps(info)] if as_json else service_lines(info):
+        click.echo(line)
+
+
+@click.command(epilog=EPILOG)
+@_JSON
+def destinations(as_json: bool) -> None:
+    """List the places where the server runs tasks, and how they are."""
+    from tesapi.cli.client import Client
+    from tesapi.cli.describe import destination_lines
+
+    with Client(os.environ) as client:
+        found = client.service_info().get("destinations")
+        if not isinstance(found, list):
+            raise ServerFailed(f"{client.shown} does not tell of its destinations.")
+    for line in map(json.dumps, found) if as_json else destination_lines(found):
         click.echo(line)

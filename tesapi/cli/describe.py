@@ -74,6 +74,18 @@ def service_lines(info: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
                 yield f"{plain(prefix + key)}: {plain(str(value))}"
 
 
+def destination_lines(destinations: list[Any]) -> Iterator[str]:
+    """The places where tasks run as a table, each with a sentence."""
+    rows: list[tuple[str, ...]] = [("NAME", "KIND", "STATE", "SINCE", "RUNNING", "WAITING", "")]
+    for one in _dicts(destinations):
+        since = _seconds(one.get("since"))
+        cells = (one.get("name"), one.get("kind"), one.get("state"), since, one.get("running"), one.get("waiting"))
+        rows.append((*(plain(str(cell)) for cell in cells), plain(str(one.get("sentence", "")))))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    for row in rows:
+        yield "  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]).rstrip()
+
+
 def _line(key: str, value: object) -> str:
     return f"{key:<12}{plain(str(value))}"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -20,10 +21,12 @@ class Site:
     """What the operator says of a destination, as far as tasks choose by it.
 
     `roots` are the folders that `file://` URLs may name there. `preemptible` places are only for tasks that allow it.
+    Destinations of one `group` are size classes of one place, such as the managers of one Pulsar.
     """
 
     name: str
     kind: str = "local"
+    group: str = ""
     manager: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     zones: Sequence[str] = ()
@@ -106,7 +109,8 @@ def wish_of(record: TaskRecord) -> Wish:
 def choose(wish: Wish, offers: Sequence[Offer]) -> str | NotNow | NowhereToGo:
     """The name of the destination where the task is best off, or a sentence on why it has to wait, or cannot run.
 
-    Of those that fit and have room, a preemptible one for a task that allows it, then the one least taken up.
+    Of those that fit and have room, a preemptible one for a task that allows it, then the one least taken up; of size
+    classes the smallest.
     """
     zoned = any(offer.site.zones for offer in offers)  # where nobody has zones, they mean nothing here
     refusals = {offer.site.name: _unfit(wish, offer, zoned) for offer in offers}
@@ -122,13 +126,26 @@ def choose(wish: Wish, offers: Sequence[Offer]) -> str | NotNow | NowhereToGo:
     free = [offer for offer in fitting if offer.unavailable is None and not offer.site.drain]
     open_ones = [offer for offer in free if offer.placed < offer.capacity.max_jobs]
     if open_ones:
-        return min(open_ones, key=lambda offer: _taken_up(wish, offer)).site.name
+        return min(_smallest_of_each_group(open_ones), key=lambda offer: _taken_up(wish, offer)).site.name
     if len(offers) == 1 and offers[0].unavailable is not None:
         return NotNow(offers[0].unavailable, full=False)
     reasons = "; ".join(
         f"{offer.site.name} {refusals[offer.site.name] or _not_now(offer)}".rstrip(".") for offer in offers
     )
     return NotNow(f"no destination takes it now: {reasons}.", full=bool(free))
+
+
+def _smallest_of_each_group(offers: Sequence[Offer]) -> list[Offer]:
+    smallest: dict[str, Offer] = {}
+    for offer in offers:
+        group = offer.site.group or offer.site.name
+        if group not in smallest or _size(offer.capacity) < _size(smallest[group].capacity):
+            smallest[group] = offer
+    return list(smallest.values())
+
+
+def _size(capacity: Capacity) -> tuple[float, float, float]:
+    return capacity.cpu_cores or math.inf, capacity.ram_gb or math.inf, capacity.disk_gb or math.inf
 
 
 def _taken_up(wish: Wish, offer: Offer) -> tuple[bool, float]:
