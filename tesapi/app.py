@@ -150,9 +150,9 @@ def _destinations(settings: Settings, store_id: str) -> dict[str, Destination]:
     destinations: dict[str, Destination] = {}
     if settings.local_enabled:
         directory = settings.server.data_dir / "jobs" / store_id
-        backend = LocalBackend(directory, _local_capacity(settings), _probe(settings, directory))
+        local = LocalBackend(directory, _local_capacity(settings), _probe(settings, directory))
         site = Site("local", roots=tuple(map(str, settings.file_roots)))
-        destinations["local"] = Destination(site, backend, settings.job_storage)
+        destinations["local"] = Destination(site, local, settings.job_storage)
     for name, pulsar in settings.pulsars.items():
         site = Site(
             name,
@@ -165,16 +165,19 @@ def _destinations(settings: Settings, store_id: str) -> dict[str, Destination]:
             roots=tuple(map(str, pulsar.storage.file.roots)),
             drain=pulsar.drain,
         )
-        destinations[name] = Destination(site, _pulsar(name, pulsar), remote_job_storage(pulsar))
+        destinations[name] = Destination(
+            site, _pulsar(name, pulsar, settings.server.data_dir / "pulsar"), remote_job_storage(pulsar)
+        )
     return destinations
 
 
-def _pulsar(name: str, pulsar: PulsarSettings) -> Backend:
+def _pulsar(name: str, pulsar: PulsarSettings, notes: Path) -> Backend:
     capacity = Capacity(pulsar.max_jobs, pulsar.cpu_cores, pulsar.ram_gb, pulsar.disk_gb)
     options = PulsarOptions(
         python=pulsar.python,
         poll_interval_s=pulsar.poll_interval,
         max_polls=pulsar.max_polls,
+        notes=notes,
         runtime=_runtime_options(pulsar.runtime, scratch="/tmp/tesapi-images", images={}).document(),  # noqa: S108
     )
     if pulsar.url is None or kind_of(pulsar) != "pulsar_rest":

@@ -271,6 +271,9 @@ def _get_service_info(service_info: Mapping[str, Any]) -> Json:
         "operationId": "GetServiceInfo",
         "summary": "What this server is",
         "description": "Its name, its version, where files may lie, and which backend_parameters it knows.",
+        "parameters": [
+            _parameter("destinations", "Also tell where tasks run, and how it is there.", {"type": "boolean"}),
+        ],
         "responses": _answers(_ref("ServiceInfo"), "This server.", dict(service_info), [405, 421, 500]),
     }
 

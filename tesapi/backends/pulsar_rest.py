@@ -19,6 +19,7 @@ import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -60,7 +61,10 @@ class PulsarOptions:
 
     A job is asked for at least every `poll_interval_s`, but for crowds of them; with `max_polls`, it is stopped after
     so many times that long. A job whose folder is not there is given up after `gone_s`: a file system may come back.
+    In the folder `notes`, jobs of our own are noted while they are there, for the case that we are killed meanwhile.
     """
+
+    notes: Path | None = None
 
     python: str = "python3"
     poll_interval_s: float = 5.0
@@ -105,6 +109,7 @@ class PulsarRestBackend:
         self._jobs: dict[str, _Followed] = {}
         self._canceling: dict[str, float] = {}
         self._set_up: set[str] = set()
+        self._helpers: set[str] = set()
         self._tails: dict[str, tuple[float, LogTails | None]] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         self._found: Mapping[str, object] | None = None
@@ -120,6 +125,8 @@ class PulsarRestBackend:
         return images_of(self._found)
 
     async def __aenter__(self) -> Self:
+        if self._options.notes is not None:
+            self._options.notes.mkdir(mode=0o700, parents=True, exist_ok=True)
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._server)
             children = await stack.enter_async_context(asyncio.TaskGroup())
@@ -152,6 +159,9 @@ class PulsarRestBackend:
         failures, probed = 0, float("-inf")
         while True:
             came_back = await self._ask_how_it_is()
+            if came_back:
+                with contextlib.suppress(BackendUnavailable):
+                    await self._remove_forgotten_helpers()
             if came_back and self._health.outages:
                 self._calls.ask([job for job in self._jobs.values() if job.events], over=False)
             if self._health.up and self._found is None and time.monotonic() - probed > _PROBE_AGAIN_S:
@@ -210,6 +220,10 @@ class PulsarRestBackend:
         Raises BackendUnavailable where there is none, with the reason, and PulsarRefused.
         """
         job_id = f"tesapi-{purpose}-{uuid.uuid4()}"
+        note = self._note_of(job_id)
+        if note is not None:
+            note.write_text(self._server.address.name, "utf-8")
+        self._helpers.add(job_id)
         place = await self._server.set_up(job_id)
         try:
             await self._server.upload(place.job_id, "input", "runner.py", runner_text(__version__).encode("ascii"))
@@ -221,7 +235,7 @@ class PulsarRestBackend:
                 delay_s = min(delay_s * 1.5, 5.0)
         finally:
             with contextlib.suppress(BackendUnavailable, PulsarRefused):
-                await asyncio.shield(self._server.delete(place.job_id))
+                await asyncio.shield(self._remove_helper(job_id, place.job_id))
         try:
             answer = json.loads(status.stdout.splitlines()[-1])
         except (ValueError, IndexError) as error:
@@ -229,6 +243,25 @@ class PulsarRestBackend:
         if not isinstance(answer, dict):
             raise BackendUnavailable(_why_not_run(self._server.address.name, status))
         return answer
+
+    async def _remove_helper(self, job_id: str, there: str) -> None:
+        await self._server.delete(there)
+        self._helpers.discard(job_id)
+        note = self._note_of(job_id)
+        if note is not None:
+            note.unlink(missing_ok=True)
+
+    def _note_of(self, job_id: str) -> Path | None:
+        return None if self._options.notes is None else self._options.notes / job_id
+
+    async def _remove_forgotten_helpers(self) -> None:
+        """Remove what an earlier process has left because it was killed, or we because it was away."""
+        notes = self._options.notes
+        name = self._server.address.name
+        for note in [] if notes is None else sorted(notes.iterdir()):
+            if note.name not in self._helpers and note.read_text("utf-8") == name:
+                with contextlib.suppress(PulsarRefused):
+                    await self._remove_helper(note.name, note.name)
 
     def _command(self, directory: str, *words: str) -> str:
         inputs = f"{directory}/inputs"

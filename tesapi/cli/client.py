@@ -105,6 +105,14 @@ class Client:
         self.connect()
         return dict(self._info or {})
 
+    def destinations(self) -> list[Any]:
+        """The places where the server runs tasks, as it tells of them. Raises ServerFailed where it does not."""
+        self.connect()
+        found = self._json("GET", "/service-info?destinations=true").get("destinations")
+        if not isinstance(found, list):
+            raise ServerFailed(f"{self.shown} does not tell of its destinations.")
+        return found
+
     def create(self, document: Mapping[str, Any]) -> str:
         """Have a task made; its id. Sent once: raises AnswerLost where it is not known whether the task was made."""
         self.connect()

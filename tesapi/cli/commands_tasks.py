@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tesapi.cli.exits import EPILOG, ClientProblem, Exit, ServerFailed, UsageProblem
+from tesapi.cli.exits import EPILOG, ClientProblem, Exit, UsageProblem
 
 if TYPE_CHECKING:
     from tesapi.cli.tasks import Task
@@ -209,8 +209,6 @@ def destinations(as_json: bool) -> None:
     from tesapi.cli.describe import destination_lines
 
     with Client(os.environ) as client:
-        found = client.service_info().get("destinations")
-        if not isinstance(found, list):
-            raise ServerFailed(f"{client.shown} does not tell of its destinations.")
+        found = client.destinations()
     for line in map(json.dumps, found) if as_json else destination_lines(found):
         click.echo(line)

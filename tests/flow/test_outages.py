@@ -48,7 +48,7 @@ async def test_the_service_is_unready_without_its_store_or_its_dispatcher(
     app = FastAPI()
     store = SqliteStore(tmp_path / "db")
     async with store:
-        app.include_router(health.routes(Tasks(store, {}), _Dispatcher(alive), {}))
+        app.include_router(health.routes(Tasks(store, {}), _Dispatcher(alive), list))
         async with _client(app) as client:
             if not closed:
                 answer = await client.get("/readyz")
@@ -62,7 +62,7 @@ async def test_the_service_is_unready_without_its_store_or_its_dispatcher(
 async def test_a_store_that_is_away_is_a_503_that_says_when_to_come_again(tmp_path: pathlib.Path) -> None:
     settings = _settings(tmp_path)
     async with SqliteStore(tmp_path / "db") as store:
-        operations = TesOperations(settings, Tasks(store, {}), {}, requests.anonymous)
+        operations = TesOperations(settings, Tasks(store, {}), dict, requests.anonymous)
     async with _client(Door(settings, operations, FastAPI())) as client:
         for answer in (
             await client.post("/v1/tasks", json=TRUE),
