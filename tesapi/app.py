@@ -166,7 +166,7 @@ def _destinations(settings: Settings, store_id: str) -> dict[str, Destination]:
             drain=pulsar.drain,
         )
         destinations[name] = Destination(
-            site, _pulsar(name, pulsar, settings.server.data_dir / "pulsar"), remote_job_storage(pulsar)
+            site, _pulsar(name, pulsar, settings.server.data_dir / "pulsar" / name), remote_job_storage(pulsar)
         )
     return destinations
 

@@ -61,7 +61,7 @@ class PulsarOptions:
 
     A job is asked for at least every `poll_interval_s`, but for crowds of them; with `max_polls`, it is stopped after
     so many times that long. A job whose folder is not there is given up after `gone_s`: a file system may come back.
-    In the folder `notes`, jobs of our own are noted while they are there, for the case that we are killed meanwhile.
+    In the folder `notes`, its own, helper jobs are noted while they are there, for the case that we are killed meanwhile.
     """
 
     notes: Path | None = None
@@ -222,7 +222,7 @@ class PulsarRestBackend:
         job_id = f"tesapi-{purpose}-{uuid.uuid4()}"
         note = self._note_of(job_id)
         if note is not None:
-            note.write_text(self._server.address.name, "utf-8")
+            note.touch()
         self._helpers.add(job_id)
         place = await self._server.set_up(job_id)
         try:
@@ -257,9 +257,8 @@ class PulsarRestBackend:
     async def _remove_forgotten_helpers(self) -> None:
         """Remove what an earlier process has left because it was killed, or we because it was away."""
         notes = self._options.notes
-        name = self._server.address.name
         for note in [] if notes is None else sorted(notes.iterdir()):
-            if note.name not in self._helpers and note.read_text("utf-8") == name:
+            if note.name not in self._helpers:
                 with contextlib.suppress(PulsarRefused):
                     await self._remove_helper(note.name, note.name)
 
