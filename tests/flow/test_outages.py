@@ -48,7 +48,7 @@ async def test_the_service_is_unready_without_its_store_or_its_dispatcher(
     app = FastAPI()
     store = SqliteStore(tmp_path / "db")
     async with store:
-        app.include_router(health.routes(Tasks(store, {}), _Dispatcher(alive), {}))
+        app.include_router(health.routes(Tasks(store, {}), _Dispatcher(alive), list))
         async with _client(app) as client:
             if not closed:
                 answer = await client.get("/readyz")
