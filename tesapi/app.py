@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
+from enum import Enum
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -42,21 +44,44 @@ from tesapi.tasks import Tasks
 _log = logging.getLogger(__name__)
 
 
+class Role(Enum):
+    """What a process does, of the two things that there are to do."""
+
+    ALL = "serve"
+    API = "api"
+    DISPATCHER = "dispatcher"
+
+
 @contextlib.asynccontextmanager
-async def running(settings: Settings) -> AsyncIterator[ASGIApp]:
+async def running(settings: Settings, role: Role = Role.ALL) -> AsyncIterator[ASGIApp]:
     """The application, with everything behind it at work; at the end all of it is stopped, and no task is changed.
 
     The dispatcher is a child of whoever enters: if it dies of a bug, they are canceled, for a service that looks
     alive and drives nothing is the worst kind of dead. Raises ConfigurationProblem.
     """
+    if role is not Role.ALL and settings.db.mongodb_uri is None:
+        raise ConfigurationProblem(
+            f"tesapi {role.value} shares its store with other processes, and SQLite serves one: set db.mongodb_uri, or"
+            " use tesapi serve, which does everything in one process."
+        )
+    async with store_of(settings) as store, at_work(settings, store, role) as app:
+        yield app
+
+
+@contextlib.asynccontextmanager
+async def at_work(settings: Settings, store: TaskStore, role: Role) -> AsyncIterator[ASGIApp]:
+    """As `running`, on a store that is open. A process that drives nothing asks nothing of any destination."""
+    destinations = _destinations(settings, store.id)
+    parameters = supported_parameters([destination.site for destination in destinations.values()])
+    if role is Role.API:
+        tasks = Tasks(store, {}, parameters, max_queued=settings.server.max_queued_tasks)
+        yield _http(settings, tasks, None, {}, parameters)
+        return
     async with contextlib.AsyncExitStack() as stack:
         _make_default_root(settings)
-        store = await stack.enter_async_context(store_of(settings))
-        destinations = _destinations(settings, store.id)
         backends = {name: await stack.enter_async_context(d.backend) for name, d in destinations.items()}
         if not backends:
             _log.warning("No destination is configured (local.enable is off): tasks are taken, and wait.")
-        parameters = supported_parameters([destination.site for destination in destinations.values()])
         tasks = Tasks(store, backends, parameters, max_queued=settings.server.max_queued_tasks)
         driver = Driver(tasks, store, destinations)
         dispatcher = Dispatcher(
@@ -73,7 +98,10 @@ async def running(settings: Settings) -> AsyncIterator[ASGIApp]:
             at_work.append(children.create_task(purge_again_and_again(store, retention), name="retention"))
         for child in at_work:
             stack.callback(child.cancel)
-        yield _http(settings, tasks, dispatcher, destinations, parameters)
+        if role is Role.ALL:
+            yield _http(settings, tasks, dispatcher, destinations, parameters)
+        else:
+            yield _health_alone(tasks, dispatcher, destinations)
 
 
 def store_of(settings: Settings) -> TaskStore:
@@ -87,16 +115,25 @@ def retention_of(settings: Settings) -> Retention:
     return Retention(None if days is None else timedelta(days=days), settings.retention.max_tasks)
 
 
+def _health_alone(tasks: Tasks, dispatcher: Dispatcher, destinations: Mapping[str, Destination]) -> ASGIApp:
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    app.include_router(health.routes(tasks, dispatcher, lambda: _conditions(destinations)))
+    problems.install(app)
+    return app
+
+
 def _http(
     settings: Settings,
     tasks: Tasks,
-    dispatcher: Dispatcher,
+    dispatcher: Dispatcher | None,
     destinations: Mapping[str, Destination],
     parameters: frozenset[str],
 ) -> ASGIApp:
     info = service_info(settings, parameters)
 
     def info_now() -> Mapping[str, object]:
+        if dispatcher is None:  # those who drive the tasks know how the destinations are
+            return info
         return {**info, "destinations": [one.model_dump(mode="json") for one in _conditions(destinations)]}
 
     others = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
@@ -151,8 +188,10 @@ def _destinations(settings: Settings, store_id: str) -> dict[str, Destination]:
     if settings.local_enabled:
         directory = settings.server.data_dir / "jobs" / store_id
         local = LocalBackend(directory, _local_capacity(settings), _probe(settings, directory))
-        site = Site("local", roots=tuple(map(str, settings.file_roots)))
-        destinations["local"] = Destination(site, local, settings.job_storage)
+        # On a store that other hosts share: nobody but this one can follow its jobs.
+        name = "local" if settings.db.mongodb_uri is None else f"local@{socket.gethostname()}"
+        site = Site(name, roots=tuple(map(str, settings.file_roots)))
+        destinations[site.name] = Destination(site, local, settings.job_storage)
     for name, pulsar in settings.pulsars.items():
         site = Site(
             name,

@@ -290,6 +290,8 @@ class Local(_Table):
 
 
 class Dispatcher(_Table):
+    host: str = Field("127.0.0.1", min_length=1, description="a host name or an address")
+    port: int | None = Field(None, ge=0, le=65535, description="a whole number from 0 to 65535")
     give_up_after_days: FiniteFloat = Field(7.0, gt=0, description="a number of days above 0")
     lease_s: FiniteFloat = Field(15.0, ge=1, description="a number of seconds, at least 1")
     poll_interval_s: float = Field(1.0, ge=0.05, le=60, description="a number of seconds from 0.05 to 60")

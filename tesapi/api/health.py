@@ -58,8 +58,11 @@ class Readiness(BaseModel):
 Conditions = Callable[[], Sequence[DestinationCondition]]
 
 
-def routes(tasks: Tasks, dispatcher: Alive, conditions: Conditions) -> APIRouter:
-    """The two routes. A destination that is down does not make the service unready: tasks wait for it."""
+def routes(tasks: Tasks, dispatcher: Alive | None, conditions: Conditions) -> APIRouter:
+    """The two routes. A destination that is down does not make the service unready: tasks wait for it.
+
+    Without a dispatcher this process takes tasks, and others drive them.
+    """
     router = APIRouter(tags=["Health"])
 
     @router.get("/livez", operation_id="Livez", summary="The process answers", response_model=Liveness)
@@ -75,14 +78,15 @@ def routes(tasks: Tasks, dispatcher: Alive, conditions: Conditions) -> APIRouter
     )
     async def readyz() -> Response:
         store = await _store_sentence(tasks)
-        driving = dispatcher.alive
+        driving = dispatcher is None or dispatcher.alive
         ready = store is None and driving
+        others = "Other processes drive the tasks." if dispatcher is None else "Tasks are being driven."
         return _json(
             200 if ready else 503,
             {
                 "status": "ok" if ready else "unavailable",
                 "store": store or "The store answers.",
-                "dispatcher": "Tasks are being driven." if driving else "The dispatcher does not come round any more.",
+                "dispatcher": others if driving else "The dispatcher does not come round any more.",
                 "destinations": [condition.model_dump(mode="json") for condition in conditions()],
             },
         )

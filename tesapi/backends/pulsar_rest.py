@@ -61,7 +61,7 @@ class PulsarOptions:
 
     A job is asked for at least every `poll_interval_s`, but for crowds of them; with `max_polls`, it is stopped after
     so many times that long. A job whose folder is not there is given up after `gone_s`: a file system may come back.
-    In the folder `notes`, its own, helper jobs are noted while they are there, for the case that we are killed meanwhile.
+    In the folder `notes`, its own, helper jobs are noted while they are there: we may be killed meanwhile.
     """
 
     notes: Path | None = None

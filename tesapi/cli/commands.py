@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -45,10 +45,21 @@ def cli() -> None:
 @_SETTINGS
 def serve(path: Path | None) -> None:
     """Take tasks over HTTP, and drive them."""
-    loaded = _load(path)
-    from tesapi.cli.serve import run
+    _run_as("ALL", path)
 
-    sys.exit(run(loaded))
+
+@cli.command()
+@_SETTINGS
+def api(path: Path | None) -> None:
+    """Take tasks over HTTP, and leave it to other processes to drive them."""
+    _run_as("API", path)
+
+
+@cli.command()
+@_SETTINGS
+def dispatcher(path: Path | None) -> None:
+    """Drive the tasks that other processes take."""
+    _run_as("DISPATCHER", path)
 
 
 @cli.command("check-settings")
@@ -109,6 +120,14 @@ for _command in (
     commands_tasks.destinations,
 ):
     cli.add_command(_command)
+
+
+def _run_as(role: str, path: Path | None) -> NoReturn:
+    loaded = _load(path)
+    from tesapi.app import Role
+    from tesapi.cli.serve import run
+
+    sys.exit(run(loaded, Role[role]))
 
 
 def _load(path: Path | None) -> Loaded:

@@ -1,4 +1,4 @@
-"""`tesapi serve`: one process with the HTTP API and the dispatcher."""
+"""`tesapi serve`: one process with the HTTP API and the dispatcher. `tesapi api`, `tesapi dispatcher`: one of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import uvloop
 from starlette.types import ASGIApp
 
 from tesapi import logs
-from tesapi.app import running
+from tesapi.app import Role, running
 from tesapi.errors import ConfigurationProblem, TesapiError
 from tesapi.settings import Loaded, Settings
 
@@ -25,15 +25,15 @@ _BACKLOG = 2048
 _SHUTDOWN_S = 10
 
 
-def run(loaded: Loaded) -> int:
-    """Serve until SIGTERM or SIGINT; the process's exit code. A bug ends the process with its traceback."""
+def run(loaded: Loaded, role: Role) -> int:
+    """Serve as `role` until SIGTERM or SIGINT; the process's exit code. A bug ends the process with its traceback."""
     settings = loaded.settings
     logs.set_up(settings.logging.level, output_json=settings.logging.output_json)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     for warning in loaded.warnings:
         _log.warning("%s", warning)
     try:
-        uvloop.run(_serve(settings))
+        uvloop.run(_serve(settings, role))
     except ConfigurationProblem as error:
         _log.error("%s", error)
         return 2
@@ -43,23 +43,45 @@ def run(loaded: Loaded) -> int:
     return 0
 
 
-async def _serve(settings: Settings) -> None:
-    listener = _listen(settings.server.host, settings.server.port)
-    with contextlib.closing(listener):
-        async with running(settings) as app:
-            config = configured(app, trusted_proxies=settings.server.trusted_proxies)
-            server = _Server(config)
+async def _serve(settings: Settings, role: Role) -> None:
+    with contextlib.ExitStack() as stack:
+        listener = _listener(settings, role)
+        if listener is not None:
+            stack.enter_context(contextlib.closing(listener))
+        async with running(settings, role) as app:
+            server = _Server(configured(app, trusted_proxies=settings.server.trusted_proxies))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, server.stop, number)
-            host, port = listener.getsockname()[:2]
-            address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-            _log.info("TES is served at http://%s/ga4gh/tes/v1; data are in %s.", address, settings.server.data_dir)
+            _log.info("%s", _told(settings, role, listener))
             # What is there by now stays: looking through it again and again would make the slowest answers slower.
             gc.collect()
             gc.freeze()
-            await server.serve([listener])
+            if listener is None:
+                await server.stopped.wait()
+            else:
+                await server.serve([listener])
         _log.info("Stopped; jobs that run go on, and are found again at the next start.")
+
+
+def _listener(settings: Settings, role: Role) -> socket.socket | None:
+    if role is not Role.DISPATCHER:
+        return _listen("server", settings.server.host, settings.server.port)
+    if settings.dispatcher.port is None:
+        return None
+    return _listen("dispatcher", settings.dispatcher.host, settings.dispatcher.port)
+
+
+def _told(settings: Settings, role: Role, listener: socket.socket | None) -> str:
+    """The first thing that the operator hears."""
+    if listener is None:
+        return "Tasks are driven."
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if role is Role.DISPATCHER:
+        return f"Tasks are driven; {address}/readyz tells how that goes."
+    where = f"; data are in {settings.server.data_dir}" if role is Role.ALL else "; other processes drive the tasks"
+    return f"TES is served at {address}/ga4gh/tes/v1{where}."
 
 
 def configured(app: ASGIApp, *, trusted_proxies: Sequence[str] = ()) -> uvicorn.Config:
@@ -78,6 +100,10 @@ def configured(app: ASGIApp, *, trusted_proxies: Sequence[str] = ()) -> uvicorn.
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.stopped = asyncio.Event()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         # uvicorn's own would raise the signal again before the leases are given back.
@@ -89,11 +115,12 @@ class _Server(uvicorn.Server):
             self.force_exit = True
         _log.info("Stopping because of %s.", signal.Signals(number).name)
         self.should_exit = True
+        self.stopped.set()
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(section: str, host: str, port: int) -> socket.socket:
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
         return socket.create_server((str(address[0]), int(address[1])), family=family, backlog=_BACKLOG)
     except OSError as error:
-        raise ConfigurationProblem(f"server.host {host} and server.port {port}: {error.strerror}.") from error
+        raise ConfigurationProblem(f"{section}.host {host} and {section}.port {port}: {error.strerror}.") from error

@@ -80,6 +80,7 @@ class Dispatcher:
     async def run(self) -> None:
         """Drive whatever there is to drive, until canceled."""
         async with asyncio.TaskGroup() as children:
+            children.create_task(self._hear_of_cancels(), name="cancels")
             while True:
                 self._news.clear()
                 await self._round(children)
@@ -134,6 +135,16 @@ class Dispatcher:
                 driven.child.cancel()
             elif held.get(task_id) is State.CANCELING:
                 driven.canceling.set()
+
+    async def _hear_of_cancels(self) -> None:
+        """Other processes tell nobody when they store that a user wants a task to end: it is looked up."""
+        while True:
+            await asyncio.sleep(self._poll_interval_s)
+            if self._driven:
+                with contextlib.suppress(StoreUnavailable):
+                    for task_id in await self._store.canceling(self._holder):
+                        if driven := self._driven.get(task_id):
+                            driven.canceling.set()
 
     def _on_change(self, task_id: str, state: State) -> None:
         driven = self._driven.get(task_id)

@@ -133,6 +133,10 @@ class TaskStore(Protocol):
         """Raise the holder's number; the states of those of `task_ids` that it still holds."""
         ...
 
+    async def canceling(self, holder: str) -> Collection[str]:
+        """The ids of the tasks that `holder` holds and that are CANCELING. Cheap: it is asked about once a second."""
+        ...
+
     async def release(self, holder: str, task_id: str, *, not_before: datetime | None = None) -> None:
         """Give a lease back; nobody can claim the task before `not_before`. Nothing happens if `holder` has it not."""
         ...

@@ -67,6 +67,7 @@ _LEASE = "UPDATE tasks SET holder = ? WHERE seq = ?"
 _DROP_LEASES = "UPDATE tasks SET holder = NULL WHERE holder = ?"
 _RELEASE = "UPDATE tasks SET holder = NULL, not_before = ? WHERE id = ? AND holder = ?"
 _HELD = "SELECT id, state FROM tasks WHERE holder = ?"
+_CANCELING = "SELECT id FROM tasks WHERE holder = ? AND +state = 'CANCELING'"
 _LEASING = "SELECT holder, beat FROM holders h WHERE EXISTS (SELECT 1 FROM tasks t WHERE t.holder = h.holder)"
 _RAISE = "INSERT INTO holders VALUES (?, 1) ON CONFLICT (holder) DO UPDATE SET beat = beat + 1"
 _KEYED = "SELECT id, key_digest FROM tasks WHERE owner = ? AND key = ?"
@@ -186,6 +187,10 @@ class SqliteStore:
 
     async def renew(self, holder: str, task_ids: Collection[str]) -> Mapping[str, State]:
         return await self._writer.submit(lambda db: _renew(db, holder, frozenset(task_ids)))
+
+    async def canceling(self, holder: str) -> Collection[str]:
+        with self._answering():
+            return [task_id for (task_id,) in self._loop_reads.execute(_CANCELING, (holder,))]
 
     async def release(self, holder: str, task_id: str, *, not_before: datetime | None = None) -> None:
         due = None if not_before is None else not_before.timestamp()

@@ -834,6 +834,23 @@ async def test_renewing_tells_the_states_of_the_named_tasks_that_are_still_held(
     assert await store.renew("a", []) == {}
 
 
+async def test_a_holder_is_told_which_of_its_tasks_are_canceling(store: TaskStore) -> None:
+    own, settled, quiet, others, free = await kept(store, *(placed(new()) for _ in range(5)))
+    assert await claimed(store, "a") == ids([own, settled, quiet, others, free])
+    assert list(await store.canceling("a")) == []
+    for record in (others, free):
+        await store.release("a", record.id)
+    assert await claimed(store, "b") == ids([others, free])
+    await store.release("b", free.id)
+    for record in (own, settled, others, free):
+        canceling = await stored(store, after(record, CancelRequested(NOON)))
+        if record is settled:
+            await stored(store, ended(canceling))
+    assert list(await store.canceling("a")) == [own.id]
+    assert list(await store.canceling("b")) == [others.id]
+    assert list(await store.canceling("nobody")) == []
+
+
 async def test_thousands_of_leases_are_renewed_at_once(store: TaskStore) -> None:
     records = await kept(store, *(placed(new()) for _ in range(3000)))
     assert len(await claimed(store)) == 3000

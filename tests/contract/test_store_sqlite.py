@@ -344,6 +344,7 @@ async def test_lists_and_claims_are_read_from_indexes_however_many_tasks_are_don
         sqlite._DROP_LEASES: "INDEX tasks_held (holder=?)",
         sqlite._RELEASE: "sqlite_autoindex_tasks_1",
         sqlite._HELD: "INDEX tasks_held (holder=?)",
+        sqlite._CANCELING: "INDEX tasks_held (holder=?)",
         sqlite._LEASING: "INDEX tasks_held (holder=?)",
         sqlite._KEYED: "INDEX tasks_by_key (owner=? AND key=?)",
         sqlite._DONE_BEFORE: "COVERING INDEX tasks_done (done<?)",

@@ -94,6 +94,17 @@ def test_a_second_service_on_the_same_database_says_so_and_ends(server: Server) 
     assert "Traceback" not in run.stderr
 
 
+@pytest.mark.parametrize("command", ["api", "dispatcher"])
+def test_a_process_of_several_says_on_sqlite_what_to_set(tmp_path: pathlib.Path, command: str) -> None:
+    run = _tesapi(tmp_path, command, TESAPI_SERVER__PORT="0")
+    assert run.returncode == 2
+    assert (
+        f"tesapi {command} shares its store with other processes, and SQLite serves one: set db.mongodb_uri"
+        in run.stderr
+    )
+    assert "Traceback" not in run.stderr
+
+
 def test_a_port_that_is_taken_is_one_sentence(server: Server, tmp_path: pathlib.Path) -> None:
     (tmp_path / "other").mkdir()
     run = _serve(tmp_path / "other", TESAPI_SERVER__PORT=str(server.settings["SERVER__PORT"]))
