@@ -18,13 +18,13 @@ import uuid
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import Self
 
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.health import Health, Standing
+from tesapi.backends.pulsar_jobs import PulsarOptions, ended, why_not_run
 from tesapi.backends.pulsar_wire import CONNECTIONS, JobStatus, NotLetIn, PulsarRefused, PulsarServer, too_old
 from tesapi.backends.rounds import Rounds
 from tesapi.errors import BackendUnavailable, JobLost
@@ -52,21 +52,6 @@ _HEALTHY_S = 15.0
 _PROBE_AGAIN_S = 60.0
 _CALL_TOGETHER_S = 1.0
 _CALL_AGAIN_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class PulsarOptions:
-    """What the operator says of a Pulsar, besides where it is. `python` runs the runner there.
-
-    A job is asked for at least every `poll_interval_s`, but for crowds of them; with `max_polls`, it is stopped after
-    so many times that long. A job whose folder is not there is given up after `gone_s`: a file system may come back.
-    """
-
-    python: str = "python3"
-    poll_interval_s: float = 5.0
-    max_polls: int | None = None
-    runtime: Mapping[str, object] = field(default_factory=dict)
-    gone_s: float = 60.0
 
 
 @dataclass(eq=False, slots=True)
@@ -225,9 +210,9 @@ class PulsarRestBackend:
         try:
             answer = json.loads(status.stdout.splitlines()[-1])
         except (ValueError, IndexError) as error:
-            raise BackendUnavailable(_why_not_run(self._server.address.name, status)) from error
+            raise BackendUnavailable(why_not_run(self._server.address.name, status)) from error
         if not isinstance(answer, dict):
-            raise BackendUnavailable(_why_not_run(self._server.address.name, status))
+            raise BackendUnavailable(why_not_run(self._server.address.name, status))
         return answer
 
     def _command(self, directory: str, *words: str) -> str:
@@ -371,13 +356,13 @@ class PulsarRestBackend:
         whole = report[: report.rfind(b"\n") + 1]
         if len(whole) <= job.parsed:
             return
-        events = [parse_line(line) for line in whole[job.parsed :].splitlines()]
+        events: list[RunnerEvent] = [parse_line(line) for line in whole[job.parsed :].splitlines()]
         job.parsed = len(whole)
         self._tell(job, events)
 
     def _tell(self, job: _Followed, events: list[RunnerEvent]) -> None:
         if isinstance(events[-1], JobEnded) and self._outlived(job):
-            events[-1] = _ended(events[-1].seq, Outcome.SYSTEM_ERROR, self._limit_sentence())
+            events[-1] = ended(events[-1].seq, Outcome.SYSTEM_ERROR, self._options.limit_sentence)
         job.events += events
         job.quiet_since = time.monotonic()
         for news in job.followers:
@@ -416,20 +401,14 @@ class PulsarRestBackend:
 
     def _never_begun(self, canceled: bool, status: JobStatus | None) -> JobEnded:
         if canceled or (status is not None and status.status == "cancelled"):
-            return _ended(1, Outcome.CANCELED, None)
+            return ended(1, Outcome.CANCELED, None)
         name = self._server.address.name
-        reason = f"{name} cannot say how the job ended." if status is None else _why_not_run(name, status)
-        return _ended(1, Outcome.SYSTEM_ERROR, reason)
+        reason = f"{name} cannot say how the job ended." if status is None else why_not_run(name, status)
+        return ended(1, Outcome.SYSTEM_ERROR, reason)
 
     def _outlived(self, job: _Followed) -> bool:
         polls = self._options.max_polls
         return polls is not None and time.monotonic() - job.since > polls * self._options.poll_interval_s
-
-    def _limit_sentence(self) -> str:
-        return (
-            f"The job was stopped because it took longer than max_polls ({self._options.max_polls}) times "
-            f"poll_interval ({self._options.poll_interval_s:g} s) of pulsar.status."
-        )
 
     async def tails(self, handle: Handle) -> LogTails | None:
         job_id, now = handle["job_id"], time.monotonic()
@@ -561,17 +540,3 @@ def _whole(stdout: str) -> bytes | None:
     except ValueError:
         return None
     return data if first.seq == 1 and last.seq == len(lines) and isinstance(last, JobEnded) else None
-
-
-def _ended(seq: int, outcome: Outcome, reason: str | None) -> JobEnded:
-    return JobEnded(seq=seq, at=datetime.now(UTC), event="ended", outcome=outcome, reason=reason)
-
-
-def _why_not_run(name: str, status: JobStatus) -> str:
-    """A sentence on a job of which Pulsar says that it is over, and whose runner has said nothing."""
-    said = (status.stderr.strip().splitlines() or [""])[-1][:500].rstrip(".")
-    code = "" if status.returncode is None else f" with exit code {status.returncode}"
-    because = f": {said}" if said else ""
-    if status.status == "failed":
-        return f"{name} could not start the job's runner{code}{because}; Pulsar's own log says more."
-    return f"The job's runner could not begin at {name}: it ended{code}{because}."
