@@ -26,7 +26,8 @@ from tesapi.api.tasks import TesOperations
 from tesapi.backends.base import Backend, Capacity
 from tesapi.backends.health import Health
 from tesapi.backends.local import LocalBackend
-from tesapi.backends.pulsar_rest import PulsarOptions, PulsarRestBackend
+from tesapi.backends.pulsar_jobs import PulsarOptions
+from tesapi.backends.pulsar_rest import PulsarRestBackend
 from tesapi.backends.pulsar_wire import PulsarAddress, PulsarServer
 from tesapi.backends.runtimes import BASE_IMAGES, RuntimeOptions, RuntimeProbe
 from tesapi.dispatch.dispatcher import Dispatcher
@@ -219,8 +220,11 @@ def _pulsar(name: str, pulsar: PulsarSettings, notes: Path) -> Backend:
         notes=notes,
         runtime=_runtime_options(pulsar.runtime, scratch="/tmp/tesapi-images", images={}).document(),  # noqa: S108
     )
+    health = Health()
+    if kind_of(pulsar) == "pulsar_amqp":
+        return _behind_a_broker(name, pulsar, health, capacity, options)
     if pulsar.url is None or kind_of(pulsar) != "pulsar_rest":
-        raise ConfigurationProblem(f"destinations.{name}: running tasks over AMQP is not built yet.")
+        raise ConfigurationProblem(f"destinations.{name}: using both url and amqp_url is not built yet; set kind.")
     address = PulsarAddress(
         name,
         pulsar.url.get_secret_value(),
@@ -230,8 +234,26 @@ def _pulsar(name: str, pulsar: PulsarSettings, notes: Path) -> Backend:
         certificate=pulsar.client_certificate,
         timeout_s=pulsar.client_timeout,
     )
-    health = Health()
     return PulsarRestBackend(PulsarServer(address, health), health, capacity, options)
+
+
+def _behind_a_broker(
+    name: str, pulsar: PulsarSettings, health: Health, capacity: Capacity, options: PulsarOptions
+) -> Backend:
+    # A client of brokers takes long to import, and most servers have none.
+    from tesapi.backends.pulsar_amqp import PulsarAmqpBackend
+    from tesapi.backends.pulsar_queues import BrokerAddress
+
+    address = BrokerAddress(
+        name,
+        pulsar.amqp_url.get_secret_value() if pulsar.amqp_url else "",
+        manager=pulsar.manager,
+        key_prefix=pulsar.amqp_key_prefix,
+        ca=pulsar.ca,
+        certificate=pulsar.client_certificate,
+        timeout_s=pulsar.client_timeout,
+    )
+    return PulsarAmqpBackend(address, health, capacity, options)
 
 
 def _make_default_root(settings: Settings) -> None:

@@ -18,7 +18,6 @@ import uuid
 import weakref
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -26,6 +25,7 @@ from typing import Self
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.health import Health, Standing
+from tesapi.backends.pulsar_jobs import PulsarOptions, ended, why_not_run
 from tesapi.backends.pulsar_wire import CONNECTIONS, JobStatus, NotLetIn, PulsarRefused, PulsarServer, too_old
 from tesapi.backends.rounds import Rounds
 from tesapi.errors import BackendUnavailable, JobLost
@@ -53,24 +53,6 @@ _HEALTHY_S = 15.0
 _PROBE_AGAIN_S = 60.0
 _CALL_TOGETHER_S = 1.0
 _CALL_AGAIN_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class PulsarOptions:
-    """What the operator says of a Pulsar, besides where it is. `python` runs the runner there.
-
-    A job is asked for at least every `poll_interval_s`, but for crowds of them; with `max_polls`, it is stopped after
-    so many times that long. A job whose folder is not there is given up after `gone_s`: a file system may come back.
-    In the folder `notes`, its own, helper jobs are noted while they are there: we may be killed meanwhile.
-    """
-
-    notes: Path | None = None
-
-    python: str = "python3"
-    poll_interval_s: float = 5.0
-    max_polls: int | None = None
-    runtime: Mapping[str, object] = field(default_factory=dict)
-    gone_s: float = 60.0
 
 
 @dataclass(eq=False, slots=True)
@@ -159,13 +141,13 @@ class PulsarRestBackend:
         failures, probed = 0, float("-inf")
         while True:
             came_back = await self._ask_how_it_is()
-            if came_back:
+            if self._health.up:
                 with contextlib.suppress(BackendUnavailable):
                     await self._remove_forgotten_helpers()
             if came_back and self._health.outages:
                 self._calls.ask([job for job in self._jobs.values() if job.events], over=False)
-            if self._health.up and self._found is None and time.monotonic() - probed > _PROBE_AGAIN_S:
-                await self._probe()
+            wanted = self._health.up and self._found is None and time.monotonic() - probed > _PROBE_AGAIN_S
+            if wanted and await self._probe():
                 probed = time.monotonic()
             failures = 0 if self._health.up else failures + 1
             delay_s = _HEALTHY_S if self._health.up else min(0.5 * 2.0 ** min(failures, 10), 10.0)
@@ -195,8 +177,8 @@ class PulsarRestBackend:
             _log.log(logging.INFO if self._health.up else logging.WARNING, "%s: %s", name, self._health.reason)
         return self._health.up and not before
 
-    async def _probe(self) -> None:
-        """Find out with a job of our own which container runtime works there."""
+    async def _probe(self) -> bool:
+        """Find out with a job of our own which container runtime works there; whether there was an answer at all."""
         name = self._server.address.name
         try:
             answer = await self.run_helper("probe", "--probe", self._options.runtime)
@@ -207,12 +189,15 @@ class PulsarRestBackend:
             )
         except BackendUnavailable as error:
             self._runtime_sentence = f"It could not be found out which container runtime works: {error}"
+            _log.warning("%s: %s", name, self._runtime_sentence)
+            return False
         else:
             found = answer.get("found")
             self._found = found if isinstance(found, Mapping) else None
             self._runtime_sentence = str(answer.get("sentence"))
         level = logging.WARNING if self._found is None else logging.INFO
         _log.log(level, "%s: %s", name, self._runtime_sentence)
+        return True
 
     async def run_helper(self, purpose: str, option: str, given: object) -> Mapping[str, object]:
         """Run the runner for something else than a job; the line of JSON that it prints.
@@ -239,14 +224,14 @@ class PulsarRestBackend:
         try:
             answer = json.loads(status.stdout.splitlines()[-1])
         except (ValueError, IndexError) as error:
-            raise BackendUnavailable(_why_not_run(self._server.address.name, status)) from error
+            raise BackendUnavailable(why_not_run(self._server.address.name, status)) from error
         if not isinstance(answer, dict):
-            raise BackendUnavailable(_why_not_run(self._server.address.name, status))
+            raise BackendUnavailable(why_not_run(self._server.address.name, status))
         return answer
 
     async def _remove_helper(self, job_id: str, there: str) -> None:
+        self._helpers.discard(job_id)  # if it cannot be removed now, it is a forgotten one
         await self._server.delete(there)
-        self._helpers.discard(job_id)
         note = self._note_of(job_id)
         if note is not None:
             note.unlink(missing_ok=True)
@@ -403,13 +388,13 @@ class PulsarRestBackend:
         whole = report[: report.rfind(b"\n") + 1]
         if len(whole) <= job.parsed:
             return
-        events = [parse_line(line) for line in whole[job.parsed :].splitlines()]
+        events: list[RunnerEvent] = [parse_line(line) for line in whole[job.parsed :].splitlines()]
         job.parsed = len(whole)
         self._tell(job, events)
 
     def _tell(self, job: _Followed, events: list[RunnerEvent]) -> None:
         if isinstance(events[-1], JobEnded) and self._outlived(job):
-            events[-1] = _ended(events[-1].seq, Outcome.SYSTEM_ERROR, self._limit_sentence())
+            events[-1] = ended(events[-1].seq, Outcome.SYSTEM_ERROR, self._options.limit_sentence)
         job.events += events
         job.quiet_since = time.monotonic()
         for news in job.followers:
@@ -448,20 +433,14 @@ class PulsarRestBackend:
 
     def _never_begun(self, canceled: bool, status: JobStatus | None) -> JobEnded:
         if canceled or (status is not None and status.status == "cancelled"):
-            return _ended(1, Outcome.CANCELED, None)
+            return ended(1, Outcome.CANCELED, None)
         name = self._server.address.name
-        reason = f"{name} cannot say how the job ended." if status is None else _why_not_run(name, status)
-        return _ended(1, Outcome.SYSTEM_ERROR, reason)
+        reason = f"{name} cannot say how the job ended." if status is None else why_not_run(name, status)
+        return ended(1, Outcome.SYSTEM_ERROR, reason)
 
     def _outlived(self, job: _Followed) -> bool:
         polls = self._options.max_polls
         return polls is not None and time.monotonic() - job.since > polls * self._options.poll_interval_s
-
-    def _limit_sentence(self) -> str:
-        return (
-            f"The job was stopped because it took longer than max_polls ({self._options.max_polls}) times "
-            f"poll_interval ({self._options.poll_interval_s:g} s) of pulsar.status."
-        )
 
     async def tails(self, handle: Handle) -> LogTails | None:
         job_id, now = handle["job_id"], time.monotonic()
@@ -593,17 +572,3 @@ def _whole(stdout: str) -> bytes | None:
     except ValueError:
         return None
     return data if first.seq == 1 and last.seq == len(lines) and isinstance(last, JobEnded) else None
-
-
-def _ended(seq: int, outcome: Outcome, reason: str | None) -> JobEnded:
-    return JobEnded(seq=seq, at=datetime.now(UTC), event="ended", outcome=outcome, reason=reason)
-
-
-def _why_not_run(name: str, status: JobStatus) -> str:
-    """A sentence on a job of which Pulsar says that it is over, and whose runner has said nothing."""
-    said = (status.stderr.strip().splitlines() or [""])[-1][:500].rstrip(".")
-    code = "" if status.returncode is None else f" with exit code {status.returncode}"
-    because = f": {said}" if said else ""
-    if status.status == "failed":
-        return f"{name} could not start the job's runner{code}{because}; Pulsar's own log says more."
-    return f"The job's runner could not begin at {name}: it ended{code}{because}."

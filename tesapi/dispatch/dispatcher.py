@@ -27,6 +27,7 @@ _SLOWEST_RETRY_S = 60.0
 _RETRY_AFTER_BUG_S = 30.0
 _STALLED_S = 15.0
 _RENEWALS_PER_LEASE = 3
+_LOOK_FOR_ITS_RETURN_S = 0.5
 _TOLD_AT_ONCE = 8  # of tasks that wait for a destination to come back
 
 
@@ -181,31 +182,47 @@ class Dispatcher:
                 except StoreUnavailable as error:
                     _log.warning("The store does not answer; trying again: %s", error)
                     await asyncio.sleep(self._retry_s(record.id))
+                except BackendUnavailable as error:
                     record = await self._reloaded(record)
+                    if record.work is Work.QUEUED:
+                        raise
+                    await self._wait_for_its_destination(record, driven, error)
                 else:
                     self._failures.pop(record.id, None)
                     return None
+                record = await self._reloaded(record)
         except Waiting as wait:
-            delay_s = self._retry_s(record.id)
-            if not wait.full:
-                self._pause_until = time.monotonic() + self._poll_interval_s
-            _log.info("Looking for a place again in %.0f s: %s", delay_s, wait)
-            await self._note(record, f"Waiting: {wait}")
-            return delay_s
+            return await self._postponed(record, str(wait), because_full=wait.full)
         except BackendUnavailable as error:
-            delay_s = self._retry_s(record.id)
-            if record.work is Work.QUEUED:
-                self._pause_until = time.monotonic() + self._poll_interval_s
-            _log.warning("Trying again in %.0f s: %s", delay_s, error)
-            if await self._is_hopeless(record, error):
-                return _RETRY_AFTER_BUG_S
-            await self._note(record, f"Waiting: {error}")
-            return delay_s
+            return await self._postponed(record, str(error), because_full=False)
         except Exception as error:  # noqa: BLE001 - it is logged whole
             # A bug, or a record that nobody can drive: the others are not to suffer, and the task is not to be lost.
             _log.exception("Driving the task failed; trying again in %.0f s.", _RETRY_AFTER_BUG_S)
             await self._note(record, f"Waiting: the dispatcher failed on this task ({type(error).__name__}: {error}).")
             return _RETRY_AFTER_BUG_S
+
+    async def _postponed(self, record: TaskRecord, why: str, *, because_full: bool) -> float:
+        delay_s = self._retry_s(record.id)
+        if not because_full:  # so will others find it
+            self._pause_until = time.monotonic() + self._poll_interval_s
+        _log.info("Looking for a place again in %.0f s: %s", delay_s, why)
+        await self._note(record, f"Waiting: {why}")
+        return delay_s
+
+    async def _wait_for_its_destination(self, record: TaskRecord, driven: _Driven, error: BackendUnavailable) -> None:
+        """A job that was placed belongs to its destination: wait for it to come back, or for a while."""
+        delay_s = self._retry_s(record.id)
+        _log.warning("Trying again in %.0f s: %s", delay_s, error)
+        if await self._is_hopeless(record, error):
+            return
+        await self._note(record, f"Waiting: {error}")
+        ok = self._driver.takes_jobs(record)
+        canceling = driven.canceling.is_set()
+        deadline = time.monotonic() + delay_s
+        while time.monotonic() < deadline:
+            await asyncio.sleep(min(_LOOK_FOR_ITS_RETURN_S, delay_s))
+            if (not ok and self._driver.takes_jobs(record)) or canceling is not driven.canceling.is_set():
+                return
 
     async def _is_hopeless(self, record: TaskRecord, error: BackendUnavailable) -> bool:
         """Whether the task's destination has been away for so long that the task is settled without its word."""

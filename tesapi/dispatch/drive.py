@@ -64,6 +64,11 @@ class Driver:
             offers.append(Offer(destination.site, backend.capacity, placed.get(name, 0), unavailable, backend.images))
         return offers
 
+    def takes_jobs(self, record: TaskRecord) -> bool:
+        """Whether the destination of the task's job answers, and could run it."""
+        destination = self.destinations.get(_current(record).destination)
+        return destination is not None and destination.backend.condition().ok
+
     async def _place(self, record: TaskRecord) -> TaskRecord:
         """Decide where the task goes, and record that before anything is asked there."""
         wish = wish_of(record)

@@ -144,9 +144,19 @@ class JobEnded(_Line):
     reason: str | None = None
 
 
-RunnerEvent = JobStarted | JobNoted | ExecutorStarted | ExecutorEnded | OutputStored | JobEnded
+@dataclass(frozen=True, slots=True)
+class JobSeen:
+    """The destination says that the job runs, whose runner tells nothing before its end. Not a line of the report."""
 
-_lines: TypeAdapter[RunnerEvent] = TypeAdapter(
+    at: datetime
+    text: str
+    event: Literal["seen"] = "seen"
+
+
+RunnerLine = JobStarted | JobNoted | ExecutorStarted | ExecutorEnded | OutputStored | JobEnded
+RunnerEvent = RunnerLine | JobSeen
+
+_lines: TypeAdapter[RunnerLine] = TypeAdapter(
     Annotated[
         JobStarted | JobNoted | ExecutorStarted | ExecutorEnded | OutputStored | JobEnded,
         Field(discriminator="event"),
@@ -154,14 +164,14 @@ _lines: TypeAdapter[RunnerEvent] = TypeAdapter(
 )
 
 
-def parse_line(line: bytes) -> RunnerEvent:
+def parse_line(line: bytes) -> RunnerLine:
     """One line of a report. Raises ValueError where it is none."""
     return _lines.validate_json(line)
 
 
 @dataclass(frozen=True, slots=True)
 class Reported:
-    """The runner of job `job_id` said `line`. Repetitions are skipped by `line.seq`."""
+    """The runner of job `job_id` said `line`, or was seen to run. Repetitions are skipped by `line.seq`."""
 
     job_id: str
     line: RunnerEvent

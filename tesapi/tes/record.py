@@ -25,6 +25,7 @@ from tesapi.tes.events import (
     Handle,
     JobEnded,
     JobNoted,
+    JobSeen,
     JobStarted,
     Lost,
     Noted,
@@ -34,7 +35,7 @@ from tesapi.tes.events import (
     Prepared,
     Refused,
     Reported,
-    RunnerEvent,
+    RunnerLine,
     Withdrawn,
 )
 from tesapi.tes.models import TaskDocument
@@ -315,6 +316,8 @@ def _advance_attempt(attempt: Attempt, event: _OfAttempt) -> Attempt:
                 return attempt
             return replace(attempt, ended=at, notes=_with_last_word(attempt.notes, Note(at, reason)))
         case Reported(line=line):
+            if isinstance(line, JobSeen):
+                return _seen(attempt, line)
             # Lines come in order and from the first one, as often as somebody asks: a gap means that the missing
             # ones will be told again, and this one with them. An end with a number that was there already is of a
             # report that lost lines with its machine's power, and was numbered on from what was left.
@@ -326,7 +329,13 @@ def _advance_attempt(attempt: Attempt, event: _OfAttempt) -> Attempt:
             assert_never(event)
 
 
-def _with_line(attempt: Attempt, line: RunnerEvent) -> Attempt:
+def _seen(attempt: Attempt, event: JobSeen) -> Attempt:
+    if attempt.ended is not None or attempt.started is not None:
+        return attempt
+    return replace(attempt, started=event.at, notes=_appended(attempt.notes, Note(event.at, event.text)))
+
+
+def _with_line(attempt: Attempt, line: RunnerLine) -> Attempt:
     match line:
         case JobStarted(host=host, at=at):
             return replace(attempt, host=host, started=at)
@@ -364,7 +373,7 @@ def _state_after(state: State, event: _OfAttempt) -> State:
             return advance(state, State.SYSTEM_ERROR)
         case Reported(line=JobStarted()):
             return advance(state, State.INITIALIZING)
-        case Reported(line=ExecutorStarted()):
+        case Reported(line=ExecutorStarted() | JobSeen()):
             return advance(advance(state, State.INITIALIZING), State.RUNNING)
         case Reported(line=JobEnded(outcome=outcome)):
             return advance(state, State.CANCELED if state is State.CANCELING else _STATE_AFTER_OUTCOME[outcome])

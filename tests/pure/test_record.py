@@ -21,6 +21,7 @@ from tesapi.tes.events import (
     ExecutorStarted,
     JobEnded,
     JobNoted,
+    JobSeen,
     JobStarted,
     Lost,
     Noted,
@@ -168,6 +169,7 @@ LINES: st.SearchStrategy[RunnerEvent] = st.one_of(
     st.builds(executor_started, SEQS, INDICES),
     st.builds(executor_ended, SEQS, INDICES, st.integers(0, 255)),
     st.builds(output, SEQS),
+    st.builds(JobSeen, TIMES, st.just("It runs.")),
     st.builds(end, SEQS, st.sampled_from(Outcome), st.none() | st.just("The disk is full.")),
 )
 EVENTS: st.SearchStrategy[Event] = st.one_of(
@@ -503,3 +505,21 @@ def test_all_events_at_once_come_to_the_same_as_one_after_the_other(
     for event in events:
         one_by_one = apply(one_by_one, event)
     assert apply_all(record, events) == one_by_one
+
+
+def test_a_job_that_is_seen_to_run_makes_its_task_run_before_its_runner_says_anything() -> None:
+    seen = Reported(JOB, JobSeen(at(1), "It runs."))
+    record = after(placed(), seen)
+    assert record.state is State.RUNNING
+    assert attempt_of(record).started == at(1)
+    assert "It runs." in texts(record)
+    assert apply(record, seen) is record
+    record = after(record, *reported(started(1), executor_started(2), executor_ended(3), end(4)))
+    assert record.state is State.COMPLETE
+    assert attempt_of(record).host == "node1"
+    assert apply(record, seen) is record
+
+
+def test_a_canceled_task_stays_canceling_when_its_job_is_seen_to_run() -> None:
+    record = after(placed(), CancelRequested(at(1)), Reported(JOB, JobSeen(at(2), "It runs.")))
+    assert record.state is State.CANCELING
