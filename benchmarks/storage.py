@@ -1,4 +1,4 @@
-"""Moving one large file: by `file` beside cp, and by `http` beside curl and the same local server."""
+"""Moving one large file: by `file` beside cp (and sync), and by `http` beside curl and the same local server."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from tesapi.runner.storage.base import Storages
 from tests.jobs import until
 
+Case = Callable[[], object]
+
 _MIB = int(os.environ.get("TESAPI_BENCH_MIB", "256"))
 
 
@@ -27,34 +29,54 @@ def run(folder: pathlib.Path, rounds: int) -> None:
             file.write(os.urandom(1 << 20))
     storages = Storages({"file": {"roots": [str(folder)]}, "http": {}})
     with _server(source) as url:
-        cases: dict[str, Callable[[], object]] = {
-            "cp": lambda: subprocess.run(["cp", source, target], check=True),
-            "file, in": lambda: _get(storages, f"file://{source}", target),
-            "file, out": lambda: storages.of("file:").put(str(source), f"file://{target}", _go_on),
-            "curl, in": lambda: _curl("-o", str(target), url),
-            "http, in": lambda: _get(storages, url, target),
-            "curl, out": lambda: _curl("-T", str(source), url),
-            "http, out": lambda: storages.of(url).put(str(source), url, _go_on),
+        pairs: dict[str, tuple[Case, str, Case]] = {
+            "file, in": (lambda: _get(storages, f"file://{source}", target), "cp", lambda: _cp(source, target)),
+            "file, out": (  # what is stored has to survive a power cut, which cp alone does not see to
+                lambda: storages.of("file:").put(str(source), f"file://{target}", _go_on),
+                "cp and sync of the file",
+                lambda: (_cp(source, target), subprocess.run(["sync", target], check=True)),
+            ),
+            "http, in": (lambda: _get(storages, url, target), "curl", lambda: _curl("-o", str(target), url)),
+            "http, out": (
+                lambda: storages.of(url).put(str(source), url, _go_on),
+                "curl",
+                lambda: _curl("-T", str(source), url),
+            ),
         }
         if shutil.which("curl") is None:
             print("storage: http is not measured, for there is no curl to measure it beside (apt-get install curl)")
-            cases = {name: case for name, case in cases.items() if name in ("cp", "file, in", "file, out")}
-        took: dict[str, list[float]] = {name: [] for name in cases}
-        for number in range(rounds):
-            names = list(cases)
-            for name in names[number % len(names) :] + names[: number % len(names)]:  # nobody is always the first
-                target.unlink(missing_ok=True)
-                os.sync()  # nobody is to wait for what another wrote
-                began = time.perf_counter()
-                cases[name]()
-                took[name].append(time.perf_counter() - began)
-    print(f"Storage, one file of {_MIB} MiB, {rounds} rounds")
-    for name, seconds in took.items():
-        reference = "cp" if name.startswith("file") else name.replace("http", "curl")
-        median = statistics.median(seconds)
-        ratio = median / statistics.median(took[reference])
-        beside = "" if name == reference else f"   {ratio:5.2f} of the time of {reference.partition(',')[0]}"
-        print(f"  {name:<10} {_MIB / median:8.0f} MiB/s{beside}")
+            pairs = {name: pair for name, pair in pairs.items() if name.startswith("file")}
+        took: dict[str, list[tuple[float, float]]] = {name: [] for name in pairs}
+        for number in range(-1, rounds):  # the first round warms the caches, and does not count
+            for name, (ours, _, theirs) in pairs.items():
+                seconds = _in_turn(target, ours, theirs, theirs_first=number % 2 == 0)
+                if number >= 0:
+                    took[name].append(seconds)
+    print(f"Storage, one file of {_MIB} MiB, {rounds} rounds, load {os.getloadavg()[0]:.1f}; medians")
+    for name, seconds_of_both in took.items():
+        ours, theirs = (statistics.median(seconds) for seconds in zip(*seconds_of_both, strict=True))
+        ratio = statistics.median(reference / own for own, reference in seconds_of_both)
+        print(
+            f"  {name:<9} {_MIB / ours:7.0f} MiB/s, {ratio:5.2f} of the speed of {pairs[name][1]} beside it"
+            f" ({_MIB / theirs:.0f} MiB/s)"
+        )
+
+
+def _in_turn(target: pathlib.Path, ours: Case, theirs: Case, *, theirs_first: bool) -> tuple[float, float]:
+    """The seconds of each, one right after the other, so that both meet the same machine."""
+    seconds = []
+    for case in (theirs, ours) if theirs_first else (ours, theirs):
+        target.unlink(missing_ok=True)
+        os.sync()  # nobody is to wait for what another wrote
+        began = time.perf_counter()
+        case()
+        seconds.append(time.perf_counter() - began)
+    first, second = seconds
+    return (second, first) if theirs_first else (first, second)
+
+
+def _cp(source: pathlib.Path, target: pathlib.Path) -> None:
+    subprocess.run(["cp", source, target], check=True)
 
 
 def _go_on() -> None:

@@ -86,7 +86,7 @@ class JobPlace:
         self.storage = folder / "storage"
         self.runtime = runtime
         self.environment: dict[str, str] = {}
-        self.storage.mkdir(exist_ok=True)
+        self.storage.mkdir(parents=True, exist_ok=True)
         self.directory.parent.mkdir(exist_ok=True)
 
     @property

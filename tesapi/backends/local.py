@@ -10,7 +10,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +19,10 @@ from types import TracebackType
 from typing import ParamSpec, Self, TypeVar
 
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
+from tesapi.backends.runners import Runner, Runners
 from tesapi.backends.runtimes import RuntimeProbe
 from tesapi.backends.slots import Slots
 from tesapi.errors import BackendUnavailable, JobLost
-from tesapi.jobs.bundle import CODE_SUFFIX, runner_code
 from tesapi.jobs.plan import Job
 from tesapi.runner.guard import living
 from tesapi.runner.job import Places
@@ -41,7 +40,6 @@ _EXIT_PATIENCE_S = 5.0
 _CANCEL_PATIENCE_S = 10.0
 _FIRST_RESTART_S = 0.2
 _SLOWEST_RESTART_S = 30.0
-_KEPT_VARIABLES = ("PATH", "SSL_CERT_FILE", "SSL_CERT_DIR")
 
 
 class LocalBackend:
@@ -52,7 +50,8 @@ class LocalBackend:
         self._capacity = capacity
         self._probe = probe
         self._slots = Slots(capacity)
-        self._runners: dict[str, subprocess.Popen[bytes]] = {}
+        self._starter = Runners(directory)
+        self._runners: dict[str, Runner] = {}
         self._launching: set[str] = set()
         self._canceling: dict[str, float] = {}
         self._since = datetime.now(UTC)
@@ -79,9 +78,9 @@ class LocalBackend:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._threads.shutdown(wait=True)
+        self._starter.close()
         for runner in self._runners.values():
-            # It goes on without us; a Popen that is dropped while its process runs would complain.
-            runner.returncode = runner.poll() or 0
+            runner.leave()
 
     def condition(self) -> Condition:
         running, waiting, limits = self._slots.running, self._slots.waiting, self._capacity
@@ -140,6 +139,8 @@ class LocalBackend:
                 # Outputs come one by one, and each look costs a write of all of them: they are let gather.
                 gather = all(isinstance(event, OutputStored) for event in events)
                 look_s = _SLOWEST_LOOK_S if gather else _FIRST_LOOK_S
+                if isinstance(events[-1], JobEnded):
+                    self._slots.release(job_id)  # the next job need not wait until this end is stored
                 yield events
             if events and isinstance(events[-1], JobEnded):
                 await self._see_off(places, job_id)
@@ -206,7 +207,8 @@ class LocalBackend:
             return
         self._launching.add(job_id)
         try:
-            self._runners[job_id] = await self._in_thread(_spawn, places)
+            kind = str((self._probe.found or {}).get("kind", ""))
+            self._runners[job_id] = await self._in_thread(self._starter.start, places, kind)
         except OSError as error:
             raise BackendUnavailable(f"The runner cannot be started: {error.strerror}.") from error
         finally:
@@ -215,14 +217,14 @@ class LocalBackend:
     def _runner_lives(self, places: Places) -> bool:
         """Whether a process that runs the job is known to live; a child that has ended is reaped."""
         runner = self._runners.get(_job_id(places))
-        if runner is not None and runner.poll() is None:
+        if runner is not None and runner.lives():
             return True
         return living(places.started) is not None
 
     async def _news(self, places: Places, timeout_s: float) -> None:
         """Wait for the end of the runner's process, at most `timeout_s`."""
         runner = self._runners.get(_job_id(places))
-        pid = runner.pid if runner is not None and runner.poll() is None else living(places.started)
+        pid = runner.pid if runner is not None and runner.lives() else living(places.started)
         if pid is None:
             return
         with contextlib.suppress(TimeoutError):
@@ -230,13 +232,12 @@ class LocalBackend:
                 await _exit_of(pid)
 
     async def _see_off(self, places: Places, job_id: str) -> None:
-        """The job has ended: give its room back, and see its runner's process gone."""
-        self._slots.release(job_id)
+        """The job has ended: see its runner's process gone."""
         self._canceling.pop(job_id, None)
         runner = self._runners.get(job_id)
-        if runner is not None and runner.poll() is None:
+        if runner is not None and runner.lives():
             await self._news(places, _EXIT_PATIENCE_S)
-        if runner is not None and runner.poll() is not None:
+        if runner is not None and not runner.lives():
             self._runners.pop(job_id, None)
 
     async def _in_thread(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -251,33 +252,12 @@ def _make_place(directory: Path, job: Job) -> None:
     inputs = directory / "inputs"
     directory.mkdir(mode=0o700, exist_ok=True)
     inputs.mkdir(mode=0o700, exist_ok=True)
-    files = {
-        f"runner.py{CODE_SUFFIX}": runner_code(),  # for `sys.executable`, which is the Python that runs this
-        "runner.py": job.runner.encode("ascii"),
-        "job.json": job.document.encode("ascii"),
-    }
+    files = {"runner.py": job.runner.encode("ascii"), "job.json": job.document.encode("ascii")}
     for name, data in files.items():
         partial = inputs / f"{name}.new"
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(data)
         partial.replace(inputs / name)
-
-
-def _spawn(places: Places) -> subprocess.Popen[bytes]:
-    os.makedirs(places.metadata, exist_ok=True)  # noqa: PTH103 - the runner's places are text
-    complaints = os.open(f"{places.metadata}/runner.stderr", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        return subprocess.Popen(
-            [sys.executable, "-I", "-S", "-X", "utf8", f"{places.directory}/inputs/runner.py", places.document],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=complaints,
-            cwd="/",
-            env={"PATH": os.defpath} | {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ},
-            start_new_session=True,
-        )
-    finally:
-        os.close(complaints)
 
 
 def _signal(places: Places, number: signal.Signals) -> None:

@@ -14,6 +14,7 @@ Standard output is the report. The exit code is 0 whenever the report tells the 
 `--sweep JOB.JSON` removes what a dead runner left, waits for the lock to do so, and reports the end.
 `--roll-call CALLS.JSON` asks after many jobs, and waits for none; `--probe OPTIONS.JSON` looks for a container runtime.
 Both print one line of JSON.
+`--warm DESCRIPTOR DIRECTORY` waits for jobs below a directory, and forks a runner for each (`warm`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ from .storage.base import StorageFailure, Storages
 
 def main(arguments: List[str]) -> int:
     """What the module's docstring says; the process's exit code."""
+    if arguments[:1] == ["--warm"]:
+        from . import warm
+
+        return warm.serve(int(arguments[1]), main)
     option = arguments[0] if arguments and arguments[0].startswith("--") else ""
     paths = arguments[1:] if option else arguments
     if len(paths) != 1 or option not in ("", "--sweep", "--roll-call", "--probe"):

@@ -97,6 +97,7 @@ class Places:
         self.report = os.path.join(self.metadata, "report.jsonl")
         self.tails = os.path.join(self.metadata, "tails.json")
         self.cancelled = os.path.join(self.directory, "cancelled")
+        self.complaints = os.path.join(self.metadata, "runner.stderr")
         self.work = os.path.join(self.directory, "tes")
 
 
