@@ -35,8 +35,7 @@ class Door:
         self._operations = operations
         self._others = others
         self._root_path = server.root_path
-        self._checks_origin = not server.allow_anonymous
-        self._checks_host = not server.allow_anonymous or bool(server.allowed_hosts)
+        self._checks = not server.allow_anonymous or bool(server.allowed_hosts)
         self._hosts = {"localhost", *server.allowed_hosts}
         self._origins = {origin.encode() for origin in server.cors_origins}
         # Few names are ever asked for, and each of them ten thousand times a second.
@@ -69,11 +68,11 @@ class Door:
 
     def _refuse_foreigners(self, scope: Scope, headers: Mapping[bytes, bytes]) -> None:
         host = headers.get(b"host")
-        if self._checks_host and host is not None and not self._is_this_host(host):
+        if self._checks and host is not None and not self._is_this_host(host):
             shown = host[:100].decode("latin-1")
             raise ForeignHost(f"This server is not {shown!r}; server.allowed_hosts lists the names that it goes by.")
         origin = headers.get(b"origin")
-        if origin is None or not self._checks_origin or scope["method"] in _READING or origin in self._origins:
+        if origin is None or not self._checks or scope["method"] in _READING or origin in self._origins:
             return
         own = b"%s://%s" % (scope["scheme"].encode(), host or b"")
         if origin != own and not _is_loopback(_origin_name(origin)):

@@ -73,6 +73,15 @@ async def test_pages_of_elsewhere_may_read_nothing_and_change_nothing(opened: Op
         assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
+async def test_pages_of_elsewhere_change_nothing_on_an_open_server_either_that_knows_its_names(opened: Open) -> None:
+    page = {"Origin": "https://evil.example"}
+    async with opened(allow_anonymous=True) as client:
+        assert (await client.post("/v1/tasks", json=TRUE, headers=page)).status_code == 200
+    async with opened(allow_anonymous=True, allowed_hosts=["tes.example.org"]) as client:
+        _is_problem(await client.post("/v1/tasks", json=TRUE, headers=page), 403)
+        assert (await client.post("/v1/tasks", json=TRUE)).status_code == 200
+
+
 @pytest.mark.parametrize("origin", ["http://localhost:8080", "http://127.0.0.1:8080", "http://[::1]:8080"])
 async def test_pages_of_this_machine_may_make_tasks(opened: Open, origin: str) -> None:
     async with opened() as client:
