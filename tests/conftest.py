@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import NoReturn
 
 import pytest
@@ -14,8 +16,9 @@ import pytest
 from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
 from tests import engines, pulsars
 from tests.engines import DockerEngine
-from tests.jobs import JobPlace
+from tests.jobs import JobPlace, Place
 from tests.podman import podman_settings
+from tests.pulsar_places import PulsarPlace
 from tests.pulsars import Pulsar
 from tests.rabbit import Rabbit
 from tests.slurm import Slurm
@@ -24,7 +27,10 @@ from tests.slurm import Slurm
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RUNTIMES = tuple(os.environ.get("TESAPI_TEST_RUNTIMES", "bubblewrap docker podman").split())
-"""What the suites run on; a part of it where an engine cannot be had and is not to be missed."""
+"""What the suites run on; a part of it where an engine cannot be had and is not to be missed.
+
+`docker-pulsar` and the like run the jobs of `place` through a real Pulsar.
+"""
 
 
 @pytest.fixture(scope="session")
@@ -63,23 +69,47 @@ def podman() -> Iterator[Mapping[str, object]]:
         missing(str(why))
 
 
+@dataclass(frozen=True, slots=True)
+class Way:
+    """How the suites run their jobs: what a document says of the runtime, and the Pulsar that starts the runners."""
+
+    runtime: Mapping[str, object]
+    pulsar: Pulsar | None
+
+    @contextlib.contextmanager
+    def place(self, folder: pathlib.Path) -> Iterator[Place]:
+        """A place for a job, and a storage root in `folder`; a Pulsar has the job removed in the end."""
+        if self.pulsar is None:
+            yield JobPlace(folder, self.runtime)
+            return
+        place = PulsarPlace(folder, self.runtime, self.pulsar)
+        yield place
+        place.discard()
+
+
 @pytest.fixture(params=RUNTIMES)
-def runtime(request: pytest.FixtureRequest) -> Mapping[str, object]:
-    """What a job's document says of each runtime in turn."""
-    if request.param == "bubblewrap":
-        found: Mapping[str, object] = request.getfixturevalue("bubblewrap")
-        return found
-    if request.param == "podman":
-        podman: Mapping[str, object] = request.getfixturevalue("podman")
-        return podman
-    engine: DockerEngine = request.getfixturevalue("docker_engine")
-    return engine.settings()
+def way(request: pytest.FixtureRequest) -> Way:
+    """Each way in turn."""
+    kind, _, through = request.param.partition("-")
+    pulsar = request.getfixturevalue("pulsar_of_places") if through else None
+    if kind == "docker":
+        engine: DockerEngine = request.getfixturevalue("docker_engine")
+        return Way(engine.settings(), pulsar)
+    return Way(request.getfixturevalue(kind), pulsar)
 
 
 @pytest.fixture
-def place(tmp_path: pathlib.Path, runtime: Mapping[str, object]) -> JobPlace:
+def place(tmp_path: pathlib.Path, way: Way) -> Iterator[Place]:
     """A job's place, and a storage root beside it."""
-    return JobPlace(tmp_path, runtime)
+    with way.place(tmp_path) as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def pulsar_of_places(tmp_path_factory: pytest.TempPathFactory, pulsar_programs: pathlib.Path) -> Iterator[Pulsar]:
+    """The Pulsar through which places of jobs are reached."""
+    with Pulsar(tmp_path_factory.mktemp("pulsar"), pulsar_programs) as pulsar:
+        yield pulsar
 
 
 @pytest.fixture(scope="session")
@@ -125,7 +155,7 @@ def slurm(request: pytest.FixtureRequest) -> Iterator[Slurm]:
 
 
 def _wanted(runtime: str) -> None:
-    if runtime not in RUNTIMES:
+    if runtime not in {name.partition("-")[0] for name in RUNTIMES}:
         pytest.skip(f"{runtime} is not in TESAPI_TEST_RUNTIMES")
 
 

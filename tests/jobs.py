@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, Self
 
 from tesapi import __version__
 from tesapi.jobs.bundle import runner_text
@@ -77,17 +77,36 @@ class Runner(subprocess.Popen[bytes]):
         super().__exit__(kind, error, trace)
 
 
-class JobPlace:
+class Running(Protocol):
+    """A runner at work, as far as tests use it wherever it runs; Popen is one."""
+
+    @property
+    def pid(self) -> int: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None, /
+    ) -> None: ...
+
+    def poll(self) -> int | None: ...
+
+    def communicate(self, *, timeout: float | None = None) -> tuple[bytes, bytes]: ...
+
+
+class Place:
     """A job's directory with the runner in it, and `storage`, the only root of its files."""
 
-    def __init__(self, folder: pathlib.Path, runtime: Mapping[str, object]) -> None:
-        self.job_id = f"job-{uuid.uuid4()}"
-        self.directory = folder / "jobs" / self.job_id
+    def __init__(self, folder: pathlib.Path, runtime: Mapping[str, object], directory: pathlib.Path, job_id: str):
+        self.job_id = job_id
+        self.directory = directory
         self.storage = folder / "storage"
         self.runtime = runtime
-        self.environment: dict[str, str] = {}
         self.storage.mkdir(parents=True, exist_ok=True)
-        self.directory.parent.mkdir(exist_ok=True)
+
+    def another(self, folder: pathlib.Path) -> Place:
+        """A place of the same kind for another job, whose storage is below `folder`."""
+        raise NotImplementedError
 
     @property
     def owner(self) -> Owner:
@@ -117,35 +136,28 @@ class JobPlace:
             "tail_bytes": 65536,
             **fields,
         }
-        (self.directory / "inputs").mkdir(parents=True)
-        (self.directory / "inputs" / "job.json").write_text(json.dumps(document), "ascii")
-        (self.directory / "inputs" / "runner.py").write_text(runner_text(__version__), "ascii")
+        self._bring({"job.json": json.dumps(document), "runner.py": runner_text(__version__)})
 
-    def command(self, python: str = sys.executable) -> list[str]:
-        """How the runner is started."""
-        inputs = self.directory / "inputs"
-        return [python, "-I", "-S", str(inputs / "runner.py"), str(inputs / "job.json")]
+    def _bring(self, inputs: Mapping[str, str]) -> None:
+        raise NotImplementedError
 
-    def start(self, python: str = sys.executable) -> subprocess.Popen[bytes]:
+    def start(self) -> Running:
         """Start the runner and do not wait for it."""
-        return Runner(
-            self.command(python),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd="/",
-            env=self.environment,
-            start_new_session=True,
-        )
+        raise NotImplementedError
 
-    def run(self, *steps: Mapping[str, object], python: str = sys.executable, **fields: Any) -> list[Event]:
+    def run(self, *steps: Mapping[str, object], **fields: Any) -> list[Event]:
         """Run a job to its end; its report, which is all that the runner prints."""
         self.write(*steps, **fields)
-        with self.start(python) as runner:
+        with self.start() as runner:
             stdout, stderr = runner.communicate(timeout=60)
         assert stderr == b""
-        assert runner.returncode == 0
+        assert runner.poll() == 0
         assert stdout == self.report_file.read_bytes()
         return parse(stdout)
+
+    def cancel(self) -> None:
+        """Leave the mark that the runner looks for."""
+        self.cancelled_file.touch()
 
     def remains(self) -> Sequence[object]:
         """Whatever there is of the job's containers: processes, or ids that its engine knows."""
@@ -181,6 +193,40 @@ class JobPlace:
     def stored(self, name: str) -> str:
         """The text of a file in storage."""
         return (self.storage / name).read_text("utf-8")
+
+
+class JobPlace(Place):
+    """A job whose runner the test starts by itself, in an environment that is empty but for `environment`."""
+
+    def __init__(self, folder: pathlib.Path, runtime: Mapping[str, object]) -> None:
+        job_id = f"job-{uuid.uuid4()}"
+        super().__init__(folder, runtime, folder / "jobs" / job_id, job_id)
+        self.environment: dict[str, str] = {}
+        self.python = sys.executable
+        self.directory.parent.mkdir(exist_ok=True)
+
+    def another(self, folder: pathlib.Path) -> JobPlace:
+        return JobPlace(folder, self.runtime)
+
+    def _bring(self, inputs: Mapping[str, str]) -> None:
+        (self.directory / "inputs").mkdir(parents=True)
+        for name, text in inputs.items():
+            (self.directory / "inputs" / name).write_text(text, "ascii")
+
+    def command(self, python: str = "") -> list[str]:
+        """How the runner is started."""
+        inputs = self.directory / "inputs"
+        return [python or self.python, "-I", "-S", str(inputs / "runner.py"), str(inputs / "job.json")]
+
+    def start(self, python: str = "") -> subprocess.Popen[bytes]:
+        return Runner(
+            self.command(python),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd="/",
+            env=self.environment,
+            start_new_session=True,
+        )
 
 
 def parse(report: bytes) -> list[Event]:

@@ -31,7 +31,8 @@ def test_it_is_ascii_text_of_modest_size() -> None:
 
 @pytest.mark.parametrize("python", pythons())
 def test_it_runs_on_every_python_here_without_site_packages(place: JobPlace, python: str) -> None:
-    assert outcome(place.run(step("true"), python=python)) == ("complete", None)
+    place.python = python
+    assert outcome(place.run(step("true"))) == ("complete", None)
 
 
 def _usage(place: JobPlace, code: bytes, python: str = sys.executable) -> bytes:

@@ -9,7 +9,7 @@ import pytest
 
 from tesapi.runner import wildcards
 from tesapi.runner.storage.base import below
-from tests.jobs import JobPlace, only, outcome, script, step
+from tests.jobs import Place, only, outcome, script, step
 
 
 def _tree(folder: pathlib.Path) -> dict[str, str]:
@@ -25,7 +25,7 @@ def _tree(folder: pathlib.Path) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["DIRECTORY", "FILE"])
-def test_a_directory_comes_in_with_all_that_is_in_it(place: JobPlace, kind: str) -> None:
+def test_a_directory_comes_in_with_all_that_is_in_it(place: Place, kind: str) -> None:
     source = place.storage / "ref"
     (source / "deep" / "empty").mkdir(parents=True)
     (source / "a").write_text("a", "ascii")
@@ -42,7 +42,7 @@ def test_a_directory_comes_in_with_all_that_is_in_it(place: JobPlace, kind: str)
     assert only(events, "executor_ended")[0]["stdout"].splitlines() == [*names, "ran", "read-only"]
 
 
-def test_links_in_a_directory_never_lead_out_of_the_roots(place: JobPlace) -> None:
+def test_links_in_a_directory_never_lead_out_of_the_roots(place: Place) -> None:
     secret = place.storage.parent / "secret"
     secret.write_text("secret", "ascii")
     source = place.storage / "ref"
@@ -67,14 +67,14 @@ def test_links_in_a_directory_never_lead_out_of_the_roots(place: JobPlace) -> No
     assert ended["exit_code"] == 1  # there is no such file in the container
 
 
-def test_a_file_where_a_directory_was_meant_is_refused(place: JobPlace) -> None:
+def test_a_file_where_a_directory_was_meant_is_refused(place: Place) -> None:
     (place.storage / "file").write_text("x", "ascii")
     events = place.run(step("true"), inputs=[{"path": "/d", "url": place.url("file"), "type": "DIRECTORY"}])
     sentence = f"{place.url('file')} is a file, and the input /d is to be a directory."
     assert outcome(events) == ("system_error", sentence)
 
 
-def test_an_input_may_lie_inside_of_an_input_directory(place: JobPlace) -> None:
+def test_an_input_may_lie_inside_of_an_input_directory(place: Place) -> None:
     (place.storage / "ref").mkdir()
     (place.storage / "ref" / "a").write_text("a", "ascii")
     events = place.run(
@@ -88,7 +88,7 @@ def test_an_input_may_lie_inside_of_an_input_directory(place: JobPlace) -> None:
     assert _tree(place.storage / "ref") == {"a": "a"}
 
 
-def test_an_output_may_go_into_an_input_directory_which_is_a_copy_then(place: JobPlace) -> None:
+def test_an_output_may_go_into_an_input_directory_which_is_a_copy_then(place: Place) -> None:
     (place.storage / "ref").mkdir()
     (place.storage / "ref" / "a").write_text("a", "ascii")
     events = place.run(
@@ -102,7 +102,7 @@ def test_an_output_may_go_into_an_input_directory_which_is_a_copy_then(place: Jo
 
 @pytest.mark.parametrize("kind", ["DIRECTORY", "FILE"])
 @pytest.mark.parametrize("slash", ["", "/"])
-def test_a_directory_goes_out_and_each_file_is_reported(place: JobPlace, kind: str, slash: str) -> None:
+def test_a_directory_goes_out_and_each_file_is_reported(place: Place, kind: str, slash: str) -> None:
     events = place.run(
         script("mkdir -p /work/dir/deep/empty; cd /work/dir; echo a > a; echo b > 'deep/b %#ü'; echo h > .h"),
         outputs=[{"path": "/work/dir" + slash, "url": place.url("results/d") + slash, "type": kind}],
@@ -116,7 +116,7 @@ def test_a_directory_goes_out_and_each_file_is_reported(place: JobPlace, kind: s
     }
 
 
-def test_a_working_directory_at_the_top_goes_out_whole(place: JobPlace) -> None:
+def test_a_working_directory_at_the_top_goes_out_whole(place: Place) -> None:
     events = place.run(
         script("wc -l < /in/a; echo made > made", workdir="/zEjWbQ", stdout="/zEjWbQ/count.txt"),
         inputs=[{"path": "/in/a", "content": "1\n2\n"}],
@@ -129,7 +129,7 @@ def test_a_working_directory_at_the_top_goes_out_whole(place: JobPlace) -> None:
     assert _tree(place.storage / "tmp") == {"count.txt": "2\n", "made": "made\n"}
 
 
-def test_a_directory_is_stored_as_the_container_sees_it(place: JobPlace) -> None:
+def test_a_directory_is_stored_as_the_container_sees_it(place: Place) -> None:
     events = place.run(
         script("cd /work/d; ln -s /etc/passwd passwd; ln -s a link; ln -s . ring; mkfifo fifo; echo b > b"),
         volumes=["/work/d"],
@@ -147,20 +147,20 @@ def test_a_directory_is_stored_as_the_container_sees_it(place: JobPlace) -> None
     ]
 
 
-def test_a_directory_that_was_not_made_is_a_system_error(place: JobPlace) -> None:
+def test_a_directory_that_was_not_made_is_a_system_error(place: Place) -> None:
     events = place.run(step("true"), outputs=[{"path": "/work/d", "url": place.url("d"), "type": "DIRECTORY"}])
     sentence = "The output /work/d was not written by the task (No such file or directory)."
     assert outcome(events) == ("system_error", sentence)
 
 
-def test_a_file_that_was_to_be_a_directory_is_a_system_error(place: JobPlace) -> None:
+def test_a_file_that_was_to_be_a_directory_is_a_system_error(place: Place) -> None:
     events = place.run(
         step("touch", "/work/d"), outputs=[{"path": "/work/d", "url": place.url("d"), "type": "DIRECTORY"}]
     )
     assert outcome(events) == ("system_error", "The output /work/d is a file, and was to be a directory.")
 
 
-def test_wildcards_select_files_whose_place_below_the_prefix_is_kept(place: JobPlace) -> None:
+def test_wildcards_select_files_whose_place_below_the_prefix_is_kept(place: Place) -> None:
     events = place.run(
         script(
             "mkdir -p sub/x other; touch a1.txt a2.txt a10.txt .a3.txt sub/x/1.dat other/2.dat sub/no.txt",
@@ -175,7 +175,7 @@ def test_wildcards_select_files_whose_place_below_the_prefix_is_kept(place: JobP
     assert set(_tree(place.storage / "out")) == {"a1.txt", "a2.txt", "sub/x/1.dat"}
 
 
-def test_wildcards_without_a_prefix_are_taken_off_the_end_of_the_url(place: JobPlace) -> None:
+def test_wildcards_without_a_prefix_are_taken_off_the_end_of_the_url(place: Place) -> None:
     events = place.run(
         script("touch m.tsv n.tsv o.tsv part_1.log part_2.log", workdir="/work"),
         outputs=[
@@ -189,7 +189,7 @@ def test_wildcards_without_a_prefix_are_taken_off_the_end_of_the_url(place: JobP
     assert set(_tree(place.storage / "elsewhere")) == {"o.tsv"}
 
 
-def test_wildcards_match_directories_with_all_that_is_in_them(place: JobPlace) -> None:
+def test_wildcards_match_directories_with_all_that_is_in_them(place: Place) -> None:
     events = place.run(
         script("mkdir dir_1; echo x > dir_1/x", workdir="/work"),
         outputs=[{"path": "/work/dir_*", "path_prefix": "/work", "url": place.url("out")}],
@@ -198,7 +198,7 @@ def test_wildcards_match_directories_with_all_that_is_in_them(place: JobPlace) -
     assert _tree(place.storage / "out") == {"dir_1/x": "x\n"}
 
 
-def test_a_file_whose_name_is_the_pattern_is_that_file(place: JobPlace) -> None:
+def test_a_file_whose_name_is_the_pattern_is_that_file(place: Place) -> None:
     events = place.run(
         script("echo literal > '/work/[mn].tsv'; echo m > /work/m.tsv"),
         outputs=[{"path": "/work/[mn].tsv", "url": place.url("[mn].tsv")}],
@@ -207,13 +207,13 @@ def test_a_file_whose_name_is_the_pattern_is_that_file(place: JobPlace) -> None:
     assert _tree(place.storage) == {"[mn].tsv": "literal\n"}
 
 
-def test_wildcards_that_match_nothing_are_noted_and_no_error(place: JobPlace) -> None:
+def test_wildcards_that_match_nothing_are_noted_and_no_error(place: Place) -> None:
     events = place.run(step("true"), outputs=[{"path": "/work/*.x", "path_prefix": "/work", "url": place.url("out")}])
     assert outcome(events) == ("complete", None)
     assert only(events, "note")[0]["text"] == "Nothing matches the output /work/*.x."
 
 
-def test_wildcards_do_not_follow_a_link_out_of_the_task(place: JobPlace) -> None:
+def test_wildcards_do_not_follow_a_link_out_of_the_task(place: Place) -> None:
     events = place.run(
         step("ln", "-s", "/etc", "/work/etc"),
         outputs=[{"path": "/work/*/passwd", "path_prefix": "/work", "url": place.url("out")}],

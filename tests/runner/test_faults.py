@@ -7,34 +7,34 @@ import pathlib
 
 import pytest
 
-from tests.jobs import JobPlace, only, outcome, script, step, until
+from tests.jobs import Place, only, outcome, script, step, until
 
 _MUCH_MB = int(os.environ.get("TESAPI_TEST_PRINTED_MB", "300"))
 
 
-def _cancel(place: JobPlace) -> None:
+def _cancel(place: Place) -> None:
     """Start the job that was written, and cancel it when it says that it has begun."""
     tails = place.directory / "metadata" / "tails.json"
     with place.start() as runner:
         until(lambda: tails.exists() and "begun" in tails.read_text("ascii"), "the command")
-        place.cancelled_file.touch()
+        place.cancel()
         runner.communicate(timeout=60)
     assert outcome(place.report()) == ("canceled", None)
     assert place.remains() == []
 
 
-def test_a_program_that_ignores_signals_is_canceled(place: JobPlace) -> None:
+def test_a_program_that_ignores_signals_is_canceled(place: Place) -> None:
     place.write(script("trap '' TERM INT HUP QUIT; echo begun; while :; do sleep 0.1; done"))
     _cancel(place)
 
 
-def test_a_program_that_has_daemons_is_canceled(place: JobPlace) -> None:
+def test_a_program_that_has_daemons_is_canceled(place: Place) -> None:
     place.write(script("for i in 1 2 3; do setsid sh -c 'trap \"\" TERM; sleep 1000' & done; echo begun; sleep 1000"))
     _cancel(place)
 
 
 @pytest.mark.soak
-def test_a_program_that_prints_very_much_takes_neither_memory_nor_disk(place: JobPlace) -> None:
+def test_a_program_that_prints_very_much_takes_neither_memory_nor_disk(place: Place) -> None:
     place.write(script(f"head -c {_MUCH_MB}000000 /dev/zero | tr '\\000' x; echo; echo the end; echo begun; sleep 3"))
     largest_kb = most_blocks = 0
     with place.start() as runner:
@@ -52,7 +52,7 @@ def test_a_program_that_prints_very_much_takes_neither_memory_nor_disk(place: Jo
     assert most_blocks * 512 < 20 << 20  # as it was when the program had printed everything
 
 
-def test_a_program_that_prints_very_much_to_a_file_has_it_all(place: JobPlace) -> None:
+def test_a_program_that_prints_very_much_to_a_file_has_it_all(place: Place) -> None:
     events = place.run(
         script("head -c 40000000 /dev/zero | tr '\\000' x; echo begun", stdout="/out/log"),
         outputs=[{"path": "/out/log", "url": place.url("log")}],
@@ -62,14 +62,14 @@ def test_a_program_that_prints_very_much_to_a_file_has_it_all(place: JobPlace) -
     assert text == b"x" * 40_000_000 + b"begun\n"
 
 
-def test_a_program_that_prints_bytes_that_are_no_text_is_told(place: JobPlace) -> None:
+def test_a_program_that_prints_bytes_that_are_no_text_is_told(place: Place) -> None:
     events = place.run(script("head -c 200000 /dev/urandom; printf end"))
     assert outcome(events) == ("complete", None)
     assert only(events, "executor_ended")[0]["stdout"].endswith("end")
     assert len(place.report_file.read_bytes()) < 100_000
 
 
-def test_a_program_that_closes_its_streams_goes_on(place: JobPlace) -> None:
+def test_a_program_that_closes_its_streams_goes_on(place: Place) -> None:
     events = place.run(
         script("echo before; exec <&- >&- 2>&-; sleep 0.5; exec sh -c 'echo late > /out/o; exit 7'"),
         outputs=[{"path": "/out/o", "url": place.url("o")}],
@@ -79,20 +79,20 @@ def test_a_program_that_closes_its_streams_goes_on(place: JobPlace) -> None:
     assert place.stored("o") == "late\n"
 
 
-def test_a_background_program_that_holds_the_streams_does_not_hold_the_job(place: JobPlace) -> None:
+def test_a_background_program_that_holds_the_streams_does_not_hold_the_job(place: Place) -> None:
     events = place.run(script("sleep 1000 & echo begun; exit 0"))
     assert outcome(events) == ("complete", None)
     assert place.remains() == []
 
 
-def test_a_program_that_reads_nothing_of_much_input_ends(place: JobPlace) -> None:
+def test_a_program_that_reads_nothing_of_much_input_ends(place: Place) -> None:
     with (place.storage / "much").open("wb") as file:
         file.truncate(50_000_000)
     events = place.run(script("exit 5", stdin="/in/much"), inputs=[{"path": "/in/much", "url": place.url("much")}])
     assert outcome(events) == ("executor_error", "Executor 0 ended with exit code 5.")
 
 
-def test_much_input_is_read_whole(place: JobPlace) -> None:
+def test_much_input_is_read_whole(place: Place) -> None:
     (place.storage / "much").write_bytes(os.urandom(20_000_000))
     events = place.run(
         script("cat > /out/copy", stdin="/in/much"),
@@ -103,7 +103,7 @@ def test_much_input_is_read_whole(place: JobPlace) -> None:
     assert (place.storage / "copy").read_bytes() == (place.storage / "much").read_bytes()
 
 
-def test_files_that_a_task_has_closed_go_with_the_job(place: JobPlace) -> None:
+def test_files_that_a_task_has_closed_go_with_the_job(place: Place) -> None:
     events = place.run(
         script("mkdir -p /out/d/e; echo x > /out/d/e/f; chmod 000 /out/d/e/f /out/d/e /out/d; echo o > /out/o"),
         outputs=[{"path": "/out/o", "url": place.url("o")}],
@@ -111,7 +111,7 @@ def test_files_that_a_task_has_closed_go_with_the_job(place: JobPlace) -> None:
     assert outcome(events) == ("complete", None)
 
 
-def test_two_executors_may_leave_the_same_names(place: JobPlace) -> None:
+def test_two_executors_may_leave_the_same_names(place: Place) -> None:
     events = place.run(
         script("mkdir /x /tmp/x; touch /x/y"), script("mkdir /x /tmp/x; touch /x/y"), step("true", workdir="/x")
     )

@@ -641,6 +641,7 @@ def _trusting(place: JobPlace, authority: trustme.CA) -> None:
 @pytest.mark.parametrize("python", pythons())
 def test_files_go_both_ways_over_tls_on_every_python_here(place: JobPlace, authority: trustme.CA, python: str) -> None:
     _trusting(place, authority)
+    place.python = python
     with Web(_tls(authority, "localhost")) as server:
         server.on("/in", answer("200 OK", BODY))
         server.on("/out", answer("200 OK"))
@@ -650,7 +651,6 @@ def test_files_go_both_ways_over_tls_on_every_python_here(place: JobPlace, autho
             script("cp /in/f /out/f"),
             inputs=[{"path": "/in/f", "url": url + "/in"}],
             outputs=[{"path": "/out/f", "url": url + "/out"}],
-            python=python,
         )
     assert outcome(events) == ("complete", None)
     assert server.requests[1].body == BODY

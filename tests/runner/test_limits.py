@@ -14,20 +14,22 @@ import pytest
 
 from tesapi.runner.job import Limits
 from tesapi.runner.runtimes import cgroups
-from tests.conftest import missing
-from tests.jobs import JobPlace, only, outcome, parse, script, step, until
+from tests.conftest import RUNTIMES, Way, missing
+from tests.jobs import JobPlace, Place, only, outcome, parse, script, step, until
 
 NOBODY = 65534
 
 
-@pytest.fixture
-def place(tmp_path: pathlib.Path, bubblewrap: Mapping[str, object]) -> JobPlace:
+@pytest.fixture(params=[name for name in RUNTIMES if name.startswith("bubblewrap")])
+def place(request: pytest.FixtureRequest, tmp_path: pathlib.Path, bubblewrap: Mapping[str, object]) -> Iterator[Place]:
     lacking = set(cgroups.CONTROLLERS) - set(cgroups.places())
     if lacking and os.getuid() != 0:
         pytest.skip("needs root, or a delegated cgroup")
     if lacking:
         missing(f"needs cgroups for {', '.join(sorted(lacking))}")
-    return JobPlace(tmp_path, {**bubblewrap, "pids_limit": 40})
+    pulsar = request.getfixturevalue("pulsar_of_places") if request.param == "bubblewrap-pulsar" else None
+    with Way({**bubblewrap, "pids_limit": 40}, pulsar).place(tmp_path) as place:
+        yield place
 
 
 @pytest.fixture
@@ -41,11 +43,11 @@ def nobodys(bubblewrap: Mapping[str, object]) -> Iterator[JobPlace]:
         yield JobPlace(pathlib.Path(folder), {**bubblewrap, "program": program, "pids_limit": 40})
 
 
-def _groups(place: JobPlace) -> list[str]:
+def _groups(place: Place) -> list[str]:
     return [group.directory for group in cgroups.places().values() if _group(group, place).exists()]
 
 
-def _group(group: cgroups.Place, place: JobPlace) -> pathlib.Path:
+def _group(group: cgroups.Place, place: Place) -> pathlib.Path:
     return pathlib.Path(group.directory, f"tesapi-{place.job_id}")
 
 
@@ -61,14 +63,14 @@ def _run_as_nobody(place: JobPlace, *steps: Mapping[str, object], **fields: obje
     return parse(run.stdout)
 
 
-def test_a_step_that_uses_up_its_memory_is_killed_and_told_why(place: JobPlace) -> None:
+def test_a_step_that_uses_up_its_memory_is_killed_and_told_why(place: Place) -> None:
     events = place.run(script("x=$(yes | head -c 100000000)"), limits={"ram_gb": 0.02})
     sentence = "it ran out of memory; the limit of 0.02 GB (resources.ram_gb) was used up."
     assert outcome(events) == ("executor_error", f"Executor 0 ended with exit code 137: {sentence}")
     assert _groups(place) == []
 
 
-def test_a_killed_child_is_told_though_its_parent_goes_on(place: JobPlace) -> None:
+def test_a_killed_child_is_told_though_its_parent_goes_on(place: Place) -> None:
     hungry = 'sh -c "x=\\$(yes | head -c 100000000)"; exit 0'
     events = place.run(script(hungry), script("true"), limits={"ram_gb": 0.02})
     assert outcome(events) == ("complete", None)
@@ -77,24 +79,24 @@ def test_a_killed_child_is_told_though_its_parent_goes_on(place: JobPlace) -> No
     assert notes == [f"Executor 0: {sentence}"]
 
 
-def test_what_fits_its_limits_does_not_feel_them(place: JobPlace) -> None:
+def test_what_fits_its_limits_does_not_feel_them(place: Place) -> None:
     events = place.run(script("x=$(yes | head -c 1000000); nproc >&2"), limits={"ram_gb": 0.5, "cpu_cores": 1})
     assert outcome(events) == ("complete", None)
     assert only(events, "note") == []
 
 
 @pytest.mark.skipif(os.cpu_count() == 1, reason="needs more cores than a task asks for")
-def test_all_cores_together_give_no_more_than_was_asked_for(place: JobPlace) -> None:
+def test_all_cores_together_give_no_more_than_was_asked_for(place: Place) -> None:
     place.write(script("yes > /dev/null & yes > /dev/null & wait"), limits={"cpu_cores": 1})
     with place.start() as runner:
         until(lambda: _throttled(place), "the kernel's hand")
-        place.cancelled_file.touch()
+        place.cancel()
         runner.communicate(timeout=30)
     assert outcome(place.report()) == ("canceled", None)
     assert _groups(place) == []
 
 
-def _throttled(place: JobPlace) -> bool:
+def _throttled(place: Place) -> bool:
     try:
         text = (_group(cgroups.places()["cpu"], place) / "cpu.stat").read_text("ascii")
     except OSError:
@@ -102,14 +104,14 @@ def _throttled(place: JobPlace) -> bool:
     return int(dict(line.split() for line in text.splitlines())["nr_throttled"]) > 0
 
 
-def test_a_fork_bomb_ends_at_the_limit(place: JobPlace) -> None:
+def test_a_fork_bomb_ends_at_the_limit(place: Place) -> None:
     events = place.run(script("bomb() { bomb | bomb & bomb; }; bomb"))
     assert outcome(events)[0] == "executor_error"
     assert "Cannot fork" in only(events, "executor_ended")[0]["stderr"]
     assert _groups(place) == []
 
 
-def test_a_killed_runner_leaves_no_cgroup(place: JobPlace) -> None:
+def test_a_killed_runner_leaves_no_cgroup(place: Place) -> None:
     place.write(step("sleep", "600"))
     with place.start() as runner:
         until(lambda: _groups(place), "the cgroups")

@@ -8,46 +8,46 @@ import pathlib
 
 import pytest
 
-from tests.jobs import JobPlace, only, outcome, processes_with, script, step, until
+from tests.jobs import Place, only, outcome, processes_with, script, step, until
 
 
 def _stdout(events: list[dict[str, object]], index: int = 0) -> str:
     return str(only(events, "executor_ended")[index]["stdout"])
 
 
-def test_arguments_reach_the_program_as_they_are(place: JobPlace) -> None:
+def test_arguments_reach_the_program_as_they_are(place: Place) -> None:
     odd = ["a b", "$HOME", "*", "", "'\"\\", "-n", "new\nline", "ünï"]
     events = place.run(step("printf", "<%s>", *odd))
     assert outcome(events) == ("complete", None)
     assert _stdout(events) == "".join(f"<{argument}>" for argument in odd)
 
 
-def test_an_executor_has_the_environment_that_the_task_gives(place: JobPlace) -> None:
+def test_an_executor_has_the_environment_that_the_task_gives(place: Place) -> None:
     events = place.run(script('printf "%s|%s" "$A" "$PATH"', env={"A": "x=y; $(id)\n'"}))
     assert _stdout(events).startswith("x=y; $(id)\n'|/usr/local/sbin:")
 
 
-def test_nothing_of_the_runners_environment_reaches_the_task(place: JobPlace) -> None:
+def test_nothing_of_the_runners_environment_reaches_the_task(place: Place) -> None:
     names = {line.split("=")[0] for line in _stdout(place.run(step("env"))).splitlines()}
     engines_own = {"PWD", "SHLVL", "TERM", "container"}
     assert names - engines_own == {"PATH", "HOME", "HOSTNAME"}
 
 
-def test_values_of_the_environment_do_not_stand_on_a_command_line(place: JobPlace) -> None:
+def test_values_of_the_environment_do_not_stand_on_a_command_line(place: Place) -> None:
     place.write(step("sleep", "60", env={"TOKEN": "very-secret-value"}))
     with place.start() as runner:
         until(place.remains, "the container")
         assert processes_with("very-secret-value") == []
-        place.cancelled_file.touch()
+        place.cancel()
         runner.communicate(timeout=30)
 
 
-def test_a_missing_working_directory_is_made(place: JobPlace) -> None:
+def test_a_missing_working_directory_is_made(place: Place) -> None:
     events = place.run(step("pwd", workdir="/zEjWbQ/deep"), step("pwd", workdir="/usr/lib"), step("pwd"))
     assert [_stdout(events, index) for index in range(3)] == ["/zEjWbQ/deep\n", "/usr/lib\n", "/\n"]
 
 
-def test_streams_go_from_and_to_the_files_that_are_named(place: JobPlace) -> None:
+def test_streams_go_from_and_to_the_files_that_are_named(place: Place) -> None:
     events = place.run(
         script("cat; echo oops >&2", stdin="/data/in", stdout="/logs/out.txt", stderr="/logs/err.txt"),
         inputs=[{"path": "/data/in", "content": "hello"}],
@@ -61,7 +61,7 @@ def test_streams_go_from_and_to_the_files_that_are_named(place: JobPlace) -> Non
     assert only(events, "executor_ended")[0]["stdout"] == "hello"
 
 
-def test_streams_may_go_to_one_file_and_to_dev_null(place: JobPlace) -> None:
+def test_streams_may_go_to_one_file_and_to_dev_null(place: Place) -> None:
     events = place.run(
         script("echo a; echo b >&2; echo c", stdout="/tmp/both", stderr="/tmp/both"),
         script("echo away", stdin="/dev/null", stdout="/dev/null"),
@@ -71,19 +71,19 @@ def test_streams_may_go_to_one_file_and_to_dev_null(place: JobPlace) -> None:
     assert sorted(place.stored("both")) == sorted("a\nb\nc\n")
 
 
-def test_a_stdin_that_is_no_file_of_the_task_is_refused(place: JobPlace) -> None:
+def test_a_stdin_that_is_no_file_of_the_task_is_refused(place: Place) -> None:
     events = place.run(step("cat", stdin="/etc/hostname"))
     sentence = "/etc/hostname is not in an input, an output folder or a volume of the task."
     assert outcome(events) == ("system_error", sentence)
 
 
-def test_a_stdin_that_is_not_there_is_told(place: JobPlace) -> None:
+def test_a_stdin_that_is_not_there_is_told(place: Place) -> None:
     kind, reason = outcome(place.run(step("cat", stdin="/vol/none"), volumes=["/vol"]))
     assert kind == "system_error"
     assert "No such file or directory" in str(reason)
 
 
-def test_executors_run_in_order_and_share_volumes_and_output_folders(place: JobPlace) -> None:
+def test_executors_run_in_order_and_share_volumes_and_output_folders(place: Place) -> None:
     events = place.run(
         script("echo one > /vol/a; echo x > /out/part; echo lost > /elsewhere"),
         script("cat /vol/a /out/part; test ! -e /elsewhere; cat /out/part > /out/whole"),
@@ -95,19 +95,19 @@ def test_executors_run_in_order_and_share_volumes_and_output_folders(place: JobP
     assert place.stored("whole") == "x\n"
 
 
-def test_each_executor_has_a_writable_tmp_of_its_own(place: JobPlace) -> None:
+def test_each_executor_has_a_writable_tmp_of_its_own(place: Place) -> None:
     events = place.run(script("mkdir /tmp/conda && touch /var/tmp/x"), script("ls /tmp /var/tmp"))
     assert outcome(events) == ("complete", None)
     assert _stdout(events, 1) == "/tmp:\n\n/var/tmp:\n"
 
 
-def test_the_first_failure_stops_the_job(place: JobPlace) -> None:
+def test_the_first_failure_stops_the_job(place: Place) -> None:
     events = place.run(step("true"), script("exit 3"), step("true"))
     assert outcome(events) == ("executor_error", "Executor 1 ended with exit code 3.")
     assert [event["exit_code"] for event in only(events, "executor_ended")] == [0, 3]
 
 
-def test_an_ignored_failure_is_kept_and_the_next_executor_runs(place: JobPlace) -> None:
+def test_an_ignored_failure_is_kept_and_the_next_executor_runs(place: Place) -> None:
     events = place.run(script("exit 3", ignore_error=True), script("exit 4", ignore_error=True), step("true"))
     assert outcome(events) == ("complete", None)
     assert [event["exit_code"] for event in only(events, "executor_ended")] == [3, 4, 0]
@@ -123,19 +123,19 @@ def test_an_ignored_failure_is_kept_and_the_next_executor_runs(place: JobPlace) 
         (["sh", "-c", "kill -TERM $$"], 143),
     ],
 )
-def test_the_exit_code_says_what_happened_to_the_program(place: JobPlace, command: list[str], code: int) -> None:
+def test_the_exit_code_says_what_happened_to_the_program(place: Place, command: list[str], code: int) -> None:
     events = place.run(step(*command))
     assert only(events, "executor_ended")[0]["exit_code"] == code
     assert outcome(events) == ("executor_error", f"Executor 0 ended with exit code {code}.")
 
 
-def test_a_missing_output_is_a_system_error_that_names_it(place: JobPlace) -> None:
+def test_a_missing_output_is_a_system_error_that_names_it(place: Place) -> None:
     events = place.run(step("true"), outputs=[{"path": "/out/x", "url": place.url("x")}])
     sentence = "The output /out/x was not written by the task (No such file or directory)."
     assert outcome(events) == ("system_error", sentence)
 
 
-def test_outputs_are_stored_after_an_executors_error_which_wins_over_a_missing_one(place: JobPlace) -> None:
+def test_outputs_are_stored_after_an_executors_error_which_wins_over_a_missing_one(place: Place) -> None:
     events = place.run(
         script("echo 1 > /out/.exitcode; exit 1"),
         outputs=[
@@ -149,7 +149,7 @@ def test_outputs_are_stored_after_an_executors_error_which_wins_over_a_missing_o
     assert "/out/missing was not written" in only(events, "note")[0]["text"]
 
 
-def test_outputs_are_reported_with_their_sizes(place: JobPlace) -> None:
+def test_outputs_are_reported_with_their_sizes(place: Place) -> None:
     events = place.run(
         script("printf 12345 > /o; printf '' > /deep/o"),
         outputs=[{"path": "/o", "url": place.url("a")}, {"path": "/deep/o", "url": str(place.storage / "b")}],
@@ -161,7 +161,7 @@ def test_outputs_are_reported_with_their_sizes(place: JobPlace) -> None:
     ]
 
 
-def test_files_come_in_by_url_by_plain_path_and_by_content(place: JobPlace) -> None:
+def test_files_come_in_by_url_by_plain_path_and_by_content(place: Place) -> None:
     odd = place.storage / "my file #1%+&?\n-ü.txt"
     odd.write_text("odd", "utf-8")
     (place.storage / "per cent%41").write_text("decoded", "utf-8")
@@ -178,7 +178,7 @@ def test_files_come_in_by_url_by_plain_path_and_by_content(place: JobPlace) -> N
     assert _stdout(events) == "odddecodedliteral\r\n\0ü"
 
 
-def test_an_executable_input_can_be_executed(place: JobPlace) -> None:
+def test_an_executable_input_can_be_executed(place: Place) -> None:
     tool = place.storage / "tool"
     tool.write_text("#!/bin/sh\necho ran\n", "ascii")
     tool.chmod(0o755)
@@ -188,7 +188,7 @@ def test_an_executable_input_can_be_executed(place: JobPlace) -> None:
     assert _stdout(events) == "ran\n"
 
 
-def test_inputs_cannot_be_changed_and_their_sources_never_are(place: JobPlace) -> None:
+def test_inputs_cannot_be_changed_and_their_sources_never_are(place: Place) -> None:
     (place.storage / "source").write_text("original", "ascii")
     events = place.run(
         script("echo changed > /in/a || echo refused; rm -f /in/a 2>/dev/null || echo kept; cat /in/a"),
@@ -198,7 +198,7 @@ def test_inputs_cannot_be_changed_and_their_sources_never_are(place: JobPlace) -
     assert place.stored("source") == "original"
 
 
-def test_an_input_that_is_also_an_output_is_a_copy_that_can_be_written(place: JobPlace) -> None:
+def test_an_input_that_is_also_an_output_is_a_copy_that_can_be_written(place: Place) -> None:
     (place.storage / "script").write_text("one\n", "ascii")
     os.link(place.storage / "script", place.storage / "other-name")
     events = place.run(
@@ -211,7 +211,7 @@ def test_an_input_that_is_also_an_output_is_a_copy_that_can_be_written(place: Jo
     assert place.stored("other-name") == "one\n"  # a hard link to what was replaced, not to what replaced it
 
 
-def test_an_input_inside_of_a_volume_leaves_the_volume_writable(place: JobPlace) -> None:
+def test_an_input_inside_of_a_volume_leaves_the_volume_writable(place: Place) -> None:
     events = place.run(
         script("echo more > /vol/deep/b; cat /vol/deep/a /vol/deep/b"),
         volumes=["/vol"],
@@ -220,7 +220,7 @@ def test_an_input_inside_of_a_volume_leaves_the_volume_writable(place: JobPlace)
     assert _stdout(events) == "in\nmore\n"
 
 
-def test_an_input_appears_beside_what_the_image_has(place: JobPlace) -> None:
+def test_an_input_appears_beside_what_the_image_has(place: Place) -> None:
     events = place.run(
         script(
             "cat /usr/share/deep/er/x /usr/share/y /etc/app.conf /bin/own-tool;"
@@ -237,7 +237,7 @@ def test_an_input_appears_beside_what_the_image_has(place: JobPlace) -> None:
     assert _stdout(events) == "xyzt42\n"
 
 
-def test_an_output_below_an_input_directory_makes_that_a_writable_copy(place: JobPlace) -> None:
+def test_an_output_below_an_input_directory_makes_that_a_writable_copy(place: Place) -> None:
     (place.storage / "data").mkdir()
     (place.storage / "data" / "a").write_text("a", "ascii")
     events = place.run(
@@ -250,7 +250,7 @@ def test_an_output_below_an_input_directory_makes_that_a_writable_copy(place: Jo
     assert [path.name for path in (place.storage / "data").iterdir()] == ["a"]
 
 
-def test_executors_share_what_lies_at_the_top(place: JobPlace) -> None:
+def test_executors_share_what_lies_at_the_top(place: Place) -> None:
     events = place.run(
         script("echo one > /x.txt; echo no > /y.txt"),
         script("cat /x.txt; echo two >> /x.txt", workdir="/work/dir"),
@@ -271,7 +271,7 @@ def test_executors_share_what_lies_at_the_top(place: JobPlace) -> None:
     ],
 )
 def test_what_one_executor_left_does_not_lead_the_next_ones_preparation_out(
-    place: JobPlace, first: str, second: dict[str, object]
+    place: Place, first: str, second: dict[str, object]
 ) -> None:
     host = place.storage.parent / "host"
     host.mkdir()
@@ -285,7 +285,7 @@ def test_what_one_executor_left_does_not_lead_the_next_ones_preparation_out(
     assert list(host.iterdir()) == []
 
 
-def test_a_link_in_an_input_directory_does_not_lead_another_input_out(place: JobPlace) -> None:
+def test_a_link_in_an_input_directory_does_not_lead_another_input_out(place: Place) -> None:
     host = place.storage / "host"
     host.mkdir()
     (place.storage / "data").mkdir()
@@ -301,7 +301,7 @@ def test_a_link_in_an_input_directory_does_not_lead_another_input_out(place: Job
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="to root no folder is closed")
-def test_an_output_that_cannot_be_read_does_not_keep_the_others_from_being_stored(place: JobPlace) -> None:
+def test_an_output_that_cannot_be_read_does_not_keep_the_others_from_being_stored(place: Place) -> None:
     events = place.run(
         script("mkdir /out/closed; echo x > /out/closed/x; chmod 0 /out/closed; echo a > /out/a; exit 3"),
         outputs=[
@@ -313,7 +313,7 @@ def test_an_output_that_cannot_be_read_does_not_keep_the_others_from_being_store
     assert place.stored("a") == "a\n"
 
 
-def test_an_output_folder_may_lie_inside_of_the_image(place: JobPlace) -> None:
+def test_an_output_folder_may_lie_inside_of_the_image(place: Place) -> None:
     events = place.run(
         script("echo o > /usr/local/results/o"), outputs=[{"path": "/usr/local/results/o", "url": place.url("o")}]
     )
@@ -322,21 +322,20 @@ def test_an_output_folder_may_lie_inside_of_the_image(place: JobPlace) -> None:
 
 
 @pytest.mark.parametrize("path", ["/proc/x", "/dev/x", "/sys/x"])
-def test_the_containers_own_folders_hold_no_files_of_the_task(place: JobPlace, path: str) -> None:
+def test_the_containers_own_folders_hold_no_files_of_the_task(place: Place, path: str) -> None:
     kind, reason = outcome(place.run(step("true"), inputs=[{"path": path, "content": ""}]))
     assert (kind, str(reason).split(" cannot")[0]) == ("system_error", path)
 
 
-def test_two_different_inputs_cannot_have_one_path(place: JobPlace, tmp_path: pathlib.Path) -> None:
+def test_two_different_inputs_cannot_have_one_path(place: Place, tmp_path: pathlib.Path) -> None:
     same = {"path": "/in/a", "content": "same"}
     assert outcome(place.run(step("cat", "/in/a"), inputs=[same, same])) == ("complete", None)
-    (tmp_path / "other").mkdir()
-    other = JobPlace(tmp_path / "other", place.runtime)
+    other = place.another(tmp_path / "other")
     events = other.run(step("true"), inputs=[same, {"path": "/in//a", "content": "other"}])
     assert outcome(events) == ("system_error", "Two different inputs have the path /in/a.")
 
 
-def test_everything_is_refused_before_anything_moves(place: JobPlace) -> None:
+def test_everything_is_refused_before_anything_moves(place: Place) -> None:
     (place.storage / "a").write_text("a", "ascii")
     events = place.run(
         step("true"),
@@ -359,20 +358,20 @@ def test_everything_is_refused_before_anything_moves(place: JobPlace) -> None:
         ("https://example.org/x", "has no storage for https: URLs"),
     ],
 )
-def test_a_url_that_cannot_be_served_is_named_with_the_reason(place: JobPlace, url: str, why: str) -> None:
+def test_a_url_that_cannot_be_served_is_named_with_the_reason(place: Place, url: str, why: str) -> None:
     kind, reason = outcome(place.run(step("true"), inputs=[{"path": "/in", "url": url}]))
     assert kind == "system_error"
     assert str(reason).startswith(url)
     assert why in str(reason)
 
 
-def test_an_input_that_is_not_there_is_named(place: JobPlace) -> None:
+def test_an_input_that_is_not_there_is_named(place: Place) -> None:
     events = place.run(step("true"), inputs=[{"path": "/in", "url": place.url("none")}])
     assert outcome(events) == ("system_error", f"{place.url('none')} cannot be read: No such file or directory.")
 
 
 @pytest.mark.parametrize("kind", ["fifo", "folder with a fifo", "device"])
-def test_only_files_and_directories_are_staged(place: JobPlace, kind: str) -> None:
+def test_only_files_and_directories_are_staged(place: Place, kind: str) -> None:
     source = place.storage / "odd"
     if kind == "fifo":
         os.mkfifo(source)
@@ -387,7 +386,7 @@ def test_only_files_and_directories_are_staged(place: JobPlace, kind: str) -> No
 
 
 @pytest.mark.parametrize("target", ["/etc/passwd", "../../../../../../../etc/passwd", "/proc/self/environ"])
-def test_an_output_that_is_a_link_out_of_the_task_is_refused(place: JobPlace, target: str) -> None:
+def test_an_output_that_is_a_link_out_of_the_task_is_refused(place: Place, target: str) -> None:
     events = place.run(step("ln", "-s", target, "/out/o"), outputs=[{"path": "/out/o", "url": place.url("o")}])
     kind, reason = outcome(events)
     assert kind == "system_error"
@@ -395,7 +394,7 @@ def test_an_output_that_is_a_link_out_of_the_task_is_refused(place: JobPlace, ta
     assert not (place.storage / "o").exists()
 
 
-def test_an_output_that_is_a_link_inside_of_the_task_is_followed(place: JobPlace) -> None:
+def test_an_output_that_is_a_link_inside_of_the_task_is_followed(place: Place) -> None:
     events = place.run(
         script(
             "echo real > /vol/real; ln -s /vol/real /out/link; rmdir /out/up; ln -s ../vol /out/up;"
@@ -412,7 +411,7 @@ def test_an_output_that_is_a_link_inside_of_the_task_is_followed(place: JobPlace
     assert (place.stored("a"), place.stored("b")) == ("real\n", "real\n")
 
 
-def test_a_stream_cannot_be_led_out_of_the_task_by_a_link(place: JobPlace) -> None:
+def test_a_stream_cannot_be_led_out_of_the_task_by_a_link(place: Place) -> None:
     victim = place.storage.parent / "victim"
     victim.write_text("safe", "ascii")
     events = place.run(
@@ -425,7 +424,7 @@ def test_a_stream_cannot_be_led_out_of_the_task_by_a_link(place: JobPlace) -> No
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_a_task_that_exchanges_its_stream_for_a_link_shows_nothing_of_the_machine(place: JobPlace, stream: str) -> None:
+def test_a_task_that_exchanges_its_stream_for_a_link_shows_nothing_of_the_machine(place: Place, stream: str) -> None:
     secret = place.storage.parent / "secret"
     secret.write_text("secret of the machine", "ascii")
     events = place.run(script(f"rm /out/log; ln -s {secret} /out/log; sleep 1.5", **{stream: "/out/log"}))
@@ -435,25 +434,25 @@ def test_a_task_that_exchanges_its_stream_for_a_link_shows_nothing_of_the_machin
     assert not tails.exists() or "secret" not in tails.read_text("ascii")
 
 
-def test_a_task_that_exchanges_its_stream_for_a_fifo_does_not_hold_the_job(place: JobPlace) -> None:
+def test_a_task_that_exchanges_its_stream_for_a_fifo_does_not_hold_the_job(place: Place) -> None:
     events = place.run(script("echo x; rm /out/log; mkfifo /out/log; sleep 1.5", stdout="/out/log"))
     assert outcome(events) == ("complete", None)
     assert _stdout(events) == "x\n"
 
 
-def test_a_stream_that_became_a_fifo_does_not_hold_the_job(place: JobPlace) -> None:
+def test_a_stream_that_became_a_fifo_does_not_hold_the_job(place: Place) -> None:
     events = place.run(step("mkfifo", "/out/log"), step("echo", "x", stdout="/out/log"), outputs=[], volumes=["/out"])
     assert outcome(events)[0] == "system_error"
 
 
-def test_kernel_settings_cannot_be_changed_even_where_the_runner_is_root(place: JobPlace) -> None:
+def test_kernel_settings_cannot_be_changed_even_where_the_runner_is_root(place: Place) -> None:
     events = place.run(
         script("f=/proc/sys/kernel/core_pattern; cat $f > /tmp/c; cat /tmp/c > $f && echo CHANGED; true")
     )
     assert "CHANGED" not in _stdout(events)
 
 
-def test_a_task_has_no_capabilities_and_no_new_privileges(place: JobPlace) -> None:
+def test_a_task_has_no_capabilities_and_no_new_privileges(place: Place) -> None:
     status = dict(
         line.split(":\t", 1)
         for line in _stdout(place.run(step("cat", "/proc/self/status"))).splitlines()
@@ -463,13 +462,13 @@ def test_a_task_has_no_capabilities_and_no_new_privileges(place: JobPlace) -> No
     assert status["NoNewPrivs"] == "1"
 
 
-def test_nothing_in_the_background_outlives_its_executor(place: JobPlace) -> None:
+def test_nothing_in_the_background_outlives_its_executor(place: Place) -> None:
     events = place.run(script("setsid sleep 1000 >/dev/null 2>&1 & echo started"))
     assert outcome(events) == ("complete", None)
     assert place.remains() == []
 
 
-def test_what_is_not_text_becomes_text_in_the_report(place: JobPlace) -> None:
+def test_what_is_not_text_becomes_text_in_the_report(place: Place) -> None:
     events = place.run(script("printf '\\377\\000\\033ok\\360\\237\\230\\200'"))
     assert _stdout(events) == "\ufffd\0\x1bok😀"
 
@@ -483,29 +482,29 @@ def test_what_is_not_text_becomes_text_in_the_report(place: JobPlace) -> None:
         "yes 😀 | head -c 3000000",
     ],
 )
-def test_a_report_stays_small_whatever_is_printed(place: JobPlace, printer: str) -> None:
+def test_a_report_stays_small_whatever_is_printed(place: Place, printer: str) -> None:
     events = place.run(script(f"{printer}; {printer} >&2; echo; echo the end"))
     assert outcome(events) == ("complete", None)
     assert _stdout(events).endswith("\nthe end\n")
     assert place.report_file.stat().st_size < 70_000
 
 
-def test_the_streams_so_far_can_be_read_while_an_executor_runs(place: JobPlace) -> None:
+def test_the_streams_so_far_can_be_read_while_an_executor_runs(place: Place) -> None:
     place.write(step("true"), script("echo so far; sleep 60"))
     tails = place.directory / "metadata" / "tails.json"
     with place.start() as runner:
         until(tails.exists, "tails")
         assert json.loads(tails.read_bytes()) == {"index": 1, "stdout": "so far\n", "stderr": ""}
-        place.cancelled_file.touch()
+        place.cancel()
         runner.communicate(timeout=30)
 
 
-def test_a_document_of_another_version_is_refused(place: JobPlace) -> None:
+def test_a_document_of_another_version_is_refused(place: Place) -> None:
     events = place.run(step("true"), version=99)
     assert outcome(events) == ("system_error", "The job document is of version 99; this runner reads 1.")
 
 
-def test_a_broken_document_is_refused(place: JobPlace) -> None:
+def test_a_broken_document_is_refused(place: Place) -> None:
     place.write(step("true"))
     (place.directory / "inputs" / "job.json").write_text("{", "ascii")
     with place.start() as runner:
