@@ -48,6 +48,7 @@ def main(arguments: List[str]) -> int:
     sweeping = option == "--sweep"
     places = Places(paths[0])
     os.makedirs(places.metadata, exist_ok=True)
+    _close_to_others(places.document)
     stop = guard.Stop(places.cancelled, places.lock)
     try:
         lock = guard.take_lock(places.lock, wait=sweeping)
@@ -85,6 +86,14 @@ def _answer(option: str, path: str) -> int:
         answer = {"event": "roll_call", "jobs": guard.roll_call(calls, notes.append), "notes": notes}
     echo((json.dumps(answer) + "\n").encode("ascii"))
     return 0
+
+
+def _close_to_others(document: str) -> None:
+    """It may hold credentials, and Pulsar writes files that everybody may read."""
+    try:
+        os.chmod(document, 0o600)
+    except OSError:
+        return  # it is somebody else's, or gone, which reading it tells
 
 
 def _repeat(places: Places) -> None:

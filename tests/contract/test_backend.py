@@ -10,14 +10,11 @@ import pathlib
 import shutil
 import signal
 import subprocess
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from datetime import UTC, datetime
-from typing import Any
 
 import pytest
 
-from tesapi import __version__
 from tesapi.backends.base import Backend, Capacity, Need
 from tesapi.backends.health import Health
 from tesapi.backends.local import LocalBackend
@@ -28,9 +25,8 @@ from tesapi.backends.pulsar_rest import PulsarRestBackend
 from tesapi.backends.pulsar_wire import PulsarAddress, PulsarServer
 from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
 from tesapi.errors import BackendUnavailable, JobLost
-from tesapi.jobs.bundle import runner_text
-from tesapi.jobs.plan import Job
-from tesapi.tes.events import ExecutorEnded, Handle, JobEnded, JobSeen, Outcome, RunnerEvent
+from tesapi.tes.events import ExecutorEnded, JobEnded, Outcome
+from tests.backends import end_of, events_of, make_job, place_of, runner_of, runtime_of, started_job, until_running
 from tests.jobs import processes_with, sandboxes, script, step
 from tests.pulsars import Pulsar
 from tests.rabbit import Rabbit
@@ -116,71 +112,9 @@ def shared(tmp_path: pathlib.Path) -> pathlib.Path:
     return folder
 
 
-async def _runtime(backend: Backend) -> Mapping[str, object]:
-    """What a job's document says of containers there, as soon as that is known."""
-    while True:
-        try:
-            return await backend.runtime()
-        except BackendUnavailable:
-            await asyncio.sleep(0.02)
-
-
-async def _job(backend: Backend, *steps: dict[str, Any], cpu_cores: int = 1, ram_gb: float = 0.0, **fields: Any) -> Job:
-    job_id = f"job-{uuid.uuid4()}"
-    document = {
-        "version": 1,
-        "job_id": job_id,
-        "task_id": "task",
-        "store_id": "store",
-        "limits": {},
-        "executors": steps,
-        "inputs": [],
-        "outputs": [],
-        "volumes": [],
-        "storage": {"file": {"roots": []}},
-        "runtime": dict(await _runtime(backend)),
-        "tail_bytes": 65536,
-        "tidy": True,
-        **fields,
-    }
-    return Job(job_id, json.dumps(document), runner_text(__version__), cpu_cores, ram_gb)
-
-
-async def _events(backend: Backend, handle: Handle) -> list[RunnerEvent]:
-    """What the job's runner reports, without what its destination may have said before."""
-    return [event async for batch in backend.follow(handle) for event in batch if not isinstance(event, JobSeen)]
-
-
-async def _end(backend: Backend, handle: Handle) -> JobEnded:
-    end = (await _events(backend, handle))[-1]
-    assert isinstance(end, JobEnded)
-    return end
-
-
-async def _running(backend: Backend, handle: Handle, job: Job) -> None:
-    """Wait until an executor runs: the job tells that, or only that it runs and then it is looked for."""
-    async with contextlib.aclosing(backend.follow(handle)) as batches:  # type: ignore[type-var]
-        async for batch in batches:
-            for event in batch:
-                if event.event == "executor_started":
-                    return
-                if isinstance(event, JobSeen):
-                    while not sandboxes(job.job_id):
-                        await asyncio.sleep(0.01)
-                    return
-    raise AssertionError("the job ended before an executor ran")
-
-
-async def _started(backend: Backend, *steps: dict[str, Any]) -> tuple[Job, Handle]:
-    job = await _job(backend, *steps)
-    handle = await backend.prepare(job)
-    await backend.start(handle, job)
-    return job, handle
-
-
 async def test_a_job_is_prepared_started_followed_and_discarded(backend: Backend) -> None:
-    job, handle = await _started(backend, script("echo out; echo err >&2; exit 3"))
-    events = await _events(backend, handle)
+    job, handle = await started_job(backend, script("echo out; echo err >&2; exit 3"))
+    events = await events_of(backend, handle)
     assert [event.event for event in events] == ["started", "executor_started", "executor_ended", "ended"]
     assert [event.seq for event in events] == [1, 2, 3, 4]
     ended = events[2]
@@ -193,41 +127,41 @@ async def test_a_job_is_prepared_started_followed_and_discarded(backend: Backend
 
 
 async def test_preparing_starts_nothing_and_gives_the_same_place_again(backend: Backend) -> None:
-    job = await _job(backend, step("true"))
+    job = await make_job(backend, step("true"))
     assert await backend.prepare(job) == await backend.prepare(job)
     assert processes_with(job.job_id) == []
 
 
 async def test_a_handle_is_text_without_secrets(backend: Backend) -> None:
-    job = await _job(backend, step("true", env={"TOKEN": "very-secret"}))
+    job = await make_job(backend, step("true", env={"TOKEN": "very-secret"}))
     handle = await backend.prepare(job)
     assert all(isinstance(value, str) for item in handle.items() for value in item)
     assert "very-secret" not in json.dumps(dict(handle))
 
 
 async def test_a_job_runs_once_however_often_it_is_started(backend: Backend) -> None:
-    job = await _job(backend, script("echo ran >> /v/ran; sleep 0.3; cat /v/ran"), volumes=["/v"])
+    job = await make_job(backend, script("echo ran >> /v/ran; sleep 0.3; cat /v/ran"), volumes=["/v"])
     handle = await backend.prepare(job)
     await asyncio.gather(*(backend.start(handle, job) for _ in range(5)))
-    events = await _events(backend, handle)
+    events = await events_of(backend, handle)
     await backend.start(handle, job)
-    assert await _events(backend, handle) == events
+    assert await events_of(backend, handle) == events
     assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
 
 
 async def test_following_tells_everything_from_the_first_event_as_often_as_asked(backend: Backend) -> None:
-    _, handle = await _started(backend, script("sleep 0.3"), step("true"))
-    one, other = await asyncio.gather(_events(backend, handle), _events(backend, handle))
-    assert one == other == await _events(backend, handle)
+    _, handle = await started_job(backend, script("sleep 0.3"), step("true"))
+    one, other = await asyncio.gather(events_of(backend, handle), events_of(backend, handle))
+    assert one == other == await events_of(backend, handle)
 
 
 async def test_leaving_the_backend_ends_no_job_and_the_next_one_finds_it(make: Make) -> None:
     async with make() as first:
-        job, handle = await _started(first, script("echo ran >> /tmp/ran; sleep 1; cat /tmp/ran"))
-        await _running(first, handle, job)
+        job, handle = await started_job(first, script("echo ran >> /tmp/ran; sleep 1; cat /tmp/ran"))
+        await until_running(first, handle, job)
     async with make() as second:
         await second.start(handle, job)
-        events = await _events(second, handle)
+        events = await events_of(second, handle)
     assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
     assert isinstance(events[-1], JobEnded)
     assert events[-1].outcome is Outcome.COMPLETE
@@ -235,16 +169,16 @@ async def test_leaving_the_backend_ends_no_job_and_the_next_one_finds_it(make: M
 
 async def test_a_job_that_is_known_to_have_begun_is_found_without_a_start(make: Make) -> None:
     async with make() as first:
-        job, handle = await _started(first, script("echo ran >> /tmp/ran; sleep 1; cat /tmp/ran"))
-        await _running(first, handle, job)
+        job, handle = await started_job(first, script("echo ran >> /tmp/ran; sleep 1; cat /tmp/ran"))
+        await until_running(first, handle, job)
     async with make() as second:
-        await _runtime(second)
+        await runtime_of(second)
         await second.resume(handle, Need(job.cpu_cores, job.ram_gb))
-        assert (await _end(second, handle)).outcome is Outcome.COMPLETE
+        assert (await end_of(second, handle)).outcome is Outcome.COMPLETE
 
 
 async def test_a_job_that_may_have_been_prepared_is_discarded_by_its_address(backend: Backend) -> None:
-    job = await _job(backend, step("true"))
+    job = await make_job(backend, step("true"))
     handle = await backend.prepare(job)
     await backend.discard(backend.address(job.job_id))
     with pytest.raises(JobLost):
@@ -254,38 +188,38 @@ async def test_a_job_that_may_have_been_prepared_is_discarded_by_its_address(bac
 
 async def test_a_job_that_ended_while_nobody_looked_is_told_by_the_next_one(make: Make) -> None:
     async with make() as first:
-        job, handle = await _started(first, step("true"))
+        job, handle = await started_job(first, step("true"))
     while processes_with(job.job_id):
         await asyncio.sleep(0.01)
     async with make() as second:
         await second.start(handle, job)
-        assert (await _end(second, handle)).outcome is Outcome.COMPLETE
+        assert (await end_of(second, handle)).outcome is Outcome.COMPLETE
 
 
 async def test_a_job_that_was_prepared_but_not_started_can_be_started_by_the_next_one(make: Make) -> None:
     async with make() as first:
-        job = await _job(first, step("true"))
+        job = await make_job(first, step("true"))
         handle = await first.prepare(job)
     async with make() as second:
         await second.start(handle, job)
-        assert (await _end(second, handle)).outcome is Outcome.COMPLETE
+        assert (await end_of(second, handle)).outcome is Outcome.COMPLETE
 
 
 async def test_a_running_job_is_canceled_and_the_end_is_told_when_nothing_of_it_runs(backend: Backend) -> None:
-    job, handle = await _started(backend, script("trap '' TERM INT; while :; do sleep 0.01; done"))
-    await _running(backend, handle, job)
+    job, handle = await started_job(backend, script("trap '' TERM INT; while :; do sleep 0.01; done"))
+    await until_running(backend, handle, job)
     await backend.cancel(handle)
     await backend.cancel(handle)
-    assert (await _end(backend, handle)).outcome is Outcome.CANCELED
+    assert (await end_of(backend, handle)).outcome is Outcome.CANCELED
     assert sandboxes(job.job_id) == []
 
 
 async def test_a_job_that_is_canceled_before_its_start_never_runs(backend: Backend) -> None:
-    job = await _job(backend, step("true"))
+    job = await make_job(backend, step("true"))
     handle = await backend.prepare(job)
     await backend.cancel(handle)
     await backend.start(handle, job)
-    events = await _events(backend, handle)
+    events = await events_of(backend, handle)
     assert [event.event for event in events] == ["ended"]
     assert isinstance(events[0], JobEnded)
     assert events[0].outcome is Outcome.CANCELED
@@ -294,78 +228,78 @@ async def test_a_job_that_is_canceled_before_its_start_never_runs(backend: Backe
 async def test_canceling_right_after_the_start_ends_the_job(backend: Backend) -> None:
     handles = []
     for _ in range(5):
-        _, handle = await _started(backend, step("sleep", "1000"))
+        _, handle = await started_job(backend, step("sleep", "1000"))
         await backend.cancel(handle)
         handles.append(handle)
-    ends = await asyncio.gather(*(_end(backend, handle) for handle in handles))
+    ends = await asyncio.gather(*(end_of(backend, handle) for handle in handles))
     assert {end.outcome for end in ends} == {Outcome.CANCELED}
 
 
 async def test_canceling_a_job_that_has_ended_changes_nothing(backend: Backend) -> None:
-    _, handle = await _started(backend, step("true"))
-    end = await _end(backend, handle)
+    _, handle = await started_job(backend, step("true"))
+    end = await end_of(backend, handle)
     await backend.cancel(handle)
-    assert await _end(backend, handle) == end
+    assert await end_of(backend, handle) == end
     await backend.discard(handle)
     await backend.cancel(handle)
 
 
 async def test_a_job_whose_place_is_gone_is_lost(backend: Backend) -> None:
-    job = await _job(backend, step("true"))
+    job = await make_job(backend, step("true"))
     handle = await backend.prepare(job)
     await backend.discard(handle)
     await backend.discard(handle)
     with pytest.raises(JobLost):
         await backend.start(handle, job)
     with pytest.raises(JobLost):
-        await _events(backend, handle)
+        await events_of(backend, handle)
     assert await backend.tails(handle) is None
 
 
 async def test_what_a_running_executor_has_printed_can_be_asked_for(make_telling_at_once: Make) -> None:
     async with make_telling_at_once() as backend:
-        job, handle = await _started(backend, step("true"), script("echo so far; sleep 1000"))
-        await _running(backend, handle, job)
+        job, handle = await started_job(backend, step("true"), script("echo so far; sleep 1000"))
+        await until_running(backend, handle, job)
         tails = None
         while tails is None:
             tails = await backend.tails(handle)
             await asyncio.sleep(0.02)
         assert (tails.index, tails.stdout, tails.stderr) == (1, "so far\n", "")
         await backend.cancel(handle)
-        await _end(backend, handle)
+        await end_of(backend, handle)
 
 
 async def test_a_runner_that_was_killed_is_noticed_and_its_sandbox_is_gone(backend: Backend) -> None:
-    job, handle = await _started(backend, step("sleep", "1000"))
-    await _running(backend, handle, job)
-    os.kill(_runner(job.job_id), signal.SIGKILL)
-    end = await _end(backend, handle)
+    job, handle = await started_job(backend, step("sleep", "1000"))
+    await until_running(backend, handle, job)
+    os.kill(runner_of(job.job_id), signal.SIGKILL)
+    end = await end_of(backend, handle)
     assert end.outcome is Outcome.SYSTEM_ERROR
     assert "was killed while executor 0 ran; nothing of it runs any more" in str(end.reason)
     assert sandboxes(job.job_id) == []
 
 
 async def test_runner_and_watchdog_killed_together_are_noticed(backend: Backend) -> None:
-    job, handle = await _started(backend, step("sleep", "1000"))
-    await _running(backend, handle, job)
+    job, handle = await started_job(backend, step("sleep", "1000"))
+    await until_running(backend, handle, job)
     for pid in processes_with(job.job_id):
         if pid not in sandboxes(job.job_id):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
     for pid in [pid for pid in processes_with(job.job_id) if pid not in sandboxes(job.job_id)]:
         os.kill(pid, signal.SIGKILL)
-    end = await _end(backend, handle)
+    end = await end_of(backend, handle)
     assert end.outcome is Outcome.SYSTEM_ERROR
     assert sandboxes(job.job_id) == []
 
 
 async def test_a_canceled_job_whose_runner_is_killed_is_canceled(backend: Backend) -> None:
-    job, handle = await _started(backend, step("sleep", "1000"))
-    await _running(backend, handle, job)
-    runner = _runner(job.job_id)
-    mark = _place_of(runner) / "cancelled"
+    job, handle = await started_job(backend, step("sleep", "1000"))
+    await until_running(backend, handle, job)
+    runner = runner_of(job.job_id)
+    mark = place_of(runner) / "cancelled"
     os.kill(runner, signal.SIGSTOP)
-    end = asyncio.ensure_future(_end(backend, handle))
+    end = asyncio.ensure_future(end_of(backend, handle))
     await backend.cancel(handle)
     while not mark.exists():
         await asyncio.sleep(0.01)
@@ -377,44 +311,44 @@ async def test_a_canceled_job_whose_runner_is_killed_is_canceled(backend: Backen
 
 async def test_jobs_wait_for_room_first_come_first_served(make_local: Make) -> None:
     async with make_local(Capacity(max_jobs=2, cpu_cores=2, ram_gb=2)) as backend:
-        running = [await _started(backend, step("sleep", "1000")) for _ in range(2)]
-        large = await _job(backend, step("true"), cpu_cores=2)
-        small = await _job(backend, step("true"))
+        running = [await started_job(backend, step("sleep", "1000")) for _ in range(2)]
+        large = await make_job(backend, step("true"), cpu_cores=2)
+        small = await make_job(backend, step("true"))
         handles = [await backend.prepare(job) for job in (large, small)]
         starts = [asyncio.ensure_future(backend.start(h, j)) for h, j in zip(handles, (large, small), strict=True)]
         for job, handle in running:
-            await _running(backend, handle, job)
+            await until_running(backend, handle, job)
         assert processes_with(large.job_id) == processes_with(small.job_id) == []
         await backend.cancel(running[0][1])
-        await _end(backend, running[0][1])
+        await end_of(backend, running[0][1])
         assert processes_with(small.job_id) == []  # it does not overtake the large one, which waits for two cores
         await backend.cancel(running[1][1])
-        ends = await asyncio.gather(*(_end(backend, handle) for _, handle in running))
+        ends = await asyncio.gather(*(end_of(backend, handle) for _, handle in running))
         assert {end.outcome for end in ends} == {Outcome.CANCELED}
         for start, handle in zip(starts, handles, strict=True):
             await start
-            assert (await _end(backend, handle)).outcome is Outcome.COMPLETE
+            assert (await end_of(backend, handle)).outcome is Outcome.COMPLETE
 
 
 async def test_a_job_that_waits_for_room_is_canceled_at_once_and_makes_room_for_no_one_else(make_local: Make) -> None:
     async with make_local(Capacity(max_jobs=1, cpu_cores=1, ram_gb=1)) as backend:
-        first, running = await _started(backend, step("sleep", "1000"))
-        waiting, next_one = await _job(backend, step("true")), await _job(backend, step("true"))
+        first, running = await started_job(backend, step("sleep", "1000"))
+        waiting, next_one = await make_job(backend, step("true")), await make_job(backend, step("true"))
         handles = [await backend.prepare(job) for job in (waiting, next_one)]
         starts = [asyncio.ensure_future(backend.start(h, j)) for h, j in zip(handles, (waiting, next_one), strict=True)]
-        await _running(backend, running, first)
+        await until_running(backend, running, first)
         await backend.cancel(handles[0])
         await starts[0]
-        assert (await _end(backend, handles[0])).outcome is Outcome.CANCELED
+        assert (await end_of(backend, handles[0])).outcome is Outcome.CANCELED
         assert not starts[1].done()
         await backend.cancel(running)
-        assert (await _end(backend, running)).outcome is Outcome.CANCELED
+        assert (await end_of(backend, running)).outcome is Outcome.CANCELED
         await starts[1]
-        assert (await _end(backend, handles[1])).outcome is Outcome.COMPLETE
+        assert (await end_of(backend, handles[1])).outcome is Outcome.COMPLETE
 
 
 async def test_the_condition_says_that_jobs_can_be_taken_and_since_when(backend: Backend) -> None:
-    await _runtime(backend)
+    await runtime_of(backend)
     condition = backend.condition()
     assert (condition.ok, condition.state, condition.running, condition.waiting) == (True, "up", 0, 0)
     assert condition.since <= datetime.now(UTC)
@@ -442,17 +376,17 @@ async def test_a_handle_of_another_place_is_not_touched(make_local: Make, tmp_pa
 
 async def test_folders_that_a_task_has_closed_are_removed(make_local: Make) -> None:
     async with make_local() as backend:
-        job = await _job(backend, script("mkdir -p /v/a/b; touch /v/a/b/c; chmod 000 /v/a/b /v/a"), volumes=["/v"])
+        job = await make_job(backend, script("mkdir -p /v/a/b; touch /v/a/b/c; chmod 000 /v/a/b /v/a"), volumes=["/v"])
         handle = await backend.prepare(job)
         await backend.start(handle, job)
-        await _end(backend, handle)
+        await end_of(backend, handle)
         await backend.discard(handle)
         assert not pathlib.Path(handle["directory"]).exists()
 
 
 async def test_a_job_document_is_readable_by_its_owner_only(make_local: Make) -> None:
     async with make_local() as backend:
-        handle = await backend.prepare(await _job(backend, step("true")))
+        handle = await backend.prepare(await make_job(backend, step("true")))
         document = pathlib.Path(handle["directory"], "inputs", "job.json")
         assert document.stat().st_mode & 0o777 == 0o600
         assert pathlib.Path(handle["directory"]).stat().st_mode & 0o777 == 0o700
@@ -460,11 +394,11 @@ async def test_a_job_document_is_readable_by_its_owner_only(make_local: Make) ->
 
 async def test_a_place_that_is_removed_under_a_running_job_is_told_as_lost(make_local: Make) -> None:
     async with make_local() as backend:
-        job, handle = await _started(backend, step("sleep", "1000"))
-        await _running(backend, handle, job)
+        job, handle = await started_job(backend, step("sleep", "1000"))
+        await until_running(backend, handle, job)
         shutil.rmtree(handle["directory"])
         with pytest.raises(JobLost, match="is gone"):
-            await _events(backend, handle)
+            await events_of(backend, handle)
         while sandboxes(job.job_id):  # its runner notices as well
             await asyncio.sleep(0.01)
 
@@ -473,11 +407,11 @@ async def test_a_runner_that_does_not_obey_a_cancel_is_killed(make: Make, monkey
     monkeypatch.setattr("tesapi.backends.local._CANCEL_PATIENCE_S", 0.1)
     monkeypatch.setattr("tesapi.backends.pulsar_rest._KILL_AFTER_S", 0.1)
     async with make() as backend:
-        job, handle = await _started(backend, step("sleep", "1000"))
-        await _running(backend, handle, job)
-        runner = _runner(job.job_id)
+        job, handle = await started_job(backend, step("sleep", "1000"))
+        await until_running(backend, handle, job)
+        runner = runner_of(job.job_id)
         os.kill(runner, signal.SIGSTOP)
-        end = asyncio.ensure_future(_end(backend, handle))
+        end = asyncio.ensure_future(end_of(backend, handle))
         while not end.done():
             await backend.cancel(handle)
             await asyncio.sleep(0.05)
@@ -498,42 +432,25 @@ async def test_without_a_runtime_nothing_is_taken_and_the_sentence_says_why(
             await backend.runtime()
 
 
-def _place_of(runner: int) -> pathlib.Path:
-    """The folder of a runner's job."""
-    arguments = pathlib.Path(f"/proc/{runner}/cmdline").read_text("utf-8").split("\0")
-    return next(pathlib.Path(argument) for argument in arguments if argument.endswith("job.json")).parent.parent
-
-
-def _runner(job_id: str) -> int:
-    """The job's runner: its watchdog, which looks alike, has no parent any more, and shells have other arguments."""
-    for pid in processes_with("runner.py"):
-        with contextlib.suppress(OSError):
-            arguments = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-            parent = int(pathlib.Path(f"/proc/{pid}/stat").read_text("ascii").rpartition(")")[2].split()[1])
-            if job_id.encode() in arguments[-2] and b"python" in arguments[0] and parent != 1:
-                return pid
-    raise AssertionError(f"{job_id} has no runner")
-
-
 async def test_a_job_whose_place_is_gone_gives_its_room_back(make_local: Make) -> None:
     async with make_local(Capacity(max_jobs=1, cpu_cores=1, ram_gb=1)) as backend:
-        job, handle = await _started(backend, script("sleep 30"))
-        await _running(backend, handle, job)
+        job, handle = await started_job(backend, script("sleep 30"))
+        await until_running(backend, handle, job)
         while pathlib.Path(handle["directory"]).exists():
             shutil.rmtree(handle["directory"], ignore_errors=True)  # its runner may just be writing there
         with pytest.raises(JobLost):
-            await _events(backend, handle)
+            await events_of(backend, handle)
         await backend.discard(handle)
-        _, handle = await _started(backend, step("true"))
-        assert (await _end(backend, handle)).outcome is Outcome.COMPLETE
+        _, handle = await started_job(backend, step("true"))
+        assert (await end_of(backend, handle)).outcome is Outcome.COMPLETE
 
 
 async def test_folders_that_are_nested_deeper_than_python_goes_are_removed(backend: Backend) -> None:
     text = "sleep 0.3; cd /tmp; i=0; while [ $i -lt 1500 ]; do mkdir d; cd d; i=$((i+1)); done"
-    job, handle = await _started(backend, script(text))
-    await _running(backend, handle, job)
-    place = _place_of(_runner(job.job_id))
-    assert (await _end(backend, handle)).outcome is Outcome.COMPLETE
+    job, handle = await started_job(backend, script(text))
+    await until_running(backend, handle, job)
+    place = place_of(runner_of(job.job_id))
+    assert (await end_of(backend, handle)).outcome is Outcome.COMPLETE
     await backend.discard(handle)
     while place.exists():  # some backends have it removed
         await asyncio.sleep(0.05)
@@ -546,10 +463,10 @@ async def test_a_job_that_fills_the_disk_says_how_it_ended(make_local: Make, tmp
     try:
         async with make_local() as backend:
             text = "head -c 8000 /dev/zero | tr '\\0' x; cat /dev/zero > /v/big; exit 3"
-            job = await _job(backend, script(text), volumes=["/v"])
+            job = await make_job(backend, script(text), volumes=["/v"])
             handle = await backend.prepare(job)
             await backend.start(handle, job)
-            events = await _events(backend, handle)
+            events = await events_of(backend, handle)
             ended = next(event for event in events if isinstance(event, ExecutorEnded))
             assert (ended.exit_code, ended.stdout) == (3, "x" * 8000)
             end = events[-1]
@@ -557,13 +474,13 @@ async def test_a_job_that_fills_the_disk_says_how_it_ended(make_local: Make, tmp
             assert (end.outcome, end.reason) == (Outcome.EXECUTOR_ERROR, "Executor 0 ended with exit code 3.")
 
             await backend.discard(handle)
-            waiting = await _job(backend, script("cat /dev/zero > /v/big; sleep 100"), volumes=["/v"])
+            waiting = await make_job(backend, script("cat /dev/zero > /v/big; sleep 100"), volumes=["/v"])
             handle = await backend.prepare(waiting)
             await backend.start(handle, waiting)
             while not list(pathlib.Path(handle["directory"]).glob("tes/files/*/big")):
                 await asyncio.sleep(0.05)
             await asyncio.sleep(0.5)  # for the disk to be full
             await backend.cancel(handle)
-            assert (await _end(backend, handle)).outcome is Outcome.CANCELED
+            assert (await end_of(backend, handle)).outcome is Outcome.CANCELED
     finally:
         subprocess.run(["umount", "-l", str(tmp_path / "jobs")], check=True)
