@@ -105,7 +105,10 @@ def _bwrap(program: str) -> list[str]:
 
 
 class _Runners:
-    """Runners of the same job, as the local backend starts them, each in a place of its own; nobody follows them."""
+    """Runners of the same job, each a Python of its own in a place of its own; nobody follows them.
+
+    The service forks its runners from a warm one, and so may be faster than this.
+    """
 
     def __init__(self, folder: pathlib.Path, runtime: Mapping[str, object]) -> None:
         self._folder = folder
