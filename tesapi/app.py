@@ -12,6 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from enum import Enum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
@@ -27,7 +28,7 @@ from tesapi.backends.base import Backend, Capacity
 from tesapi.backends.health import Health
 from tesapi.backends.local import LocalBackend
 from tesapi.backends.pulsar_jobs import PulsarOptions
-from tesapi.backends.pulsar_rest import PulsarRestBackend
+from tesapi.backends.pulsar_rest import PulsarRestBackend, Updates
 from tesapi.backends.pulsar_wire import PulsarAddress, PulsarServer
 from tesapi.backends.runtimes import BASE_IMAGES, RuntimeOptions, RuntimeProbe
 from tesapi.dispatch.dispatcher import Dispatcher
@@ -41,6 +42,9 @@ from tesapi.settings import Runtime, Settings, kind_of, remote_job_storage
 from tesapi.store.base import TaskStore
 from tesapi.store.sqlite import SqliteStore
 from tesapi.tasks import Tasks
+
+if TYPE_CHECKING:
+    from tesapi.backends.pulsar_queues import BrokerAddress
 
 _log = logging.getLogger(__name__)
 
@@ -223,28 +227,40 @@ def _pulsar(name: str, pulsar: PulsarSettings, notes: Path) -> Backend:
     health = Health()
     if kind_of(pulsar) == "pulsar_amqp":
         return _behind_a_broker(name, pulsar, health, capacity, options)
-    if pulsar.url is None or kind_of(pulsar) != "pulsar_rest":
-        raise ConfigurationProblem(f"destinations.{name}: using both url and amqp_url is not built yet; set kind.")
     address = PulsarAddress(
         name,
-        pulsar.url.get_secret_value(),
+        pulsar.url.get_secret_value() if pulsar.url else "",
         manager=pulsar.manager,
         token=pulsar.private_token.get_secret_value() if pulsar.private_token else "",
         ca=pulsar.ca,
         certificate=pulsar.client_certificate,
         timeout_s=pulsar.client_timeout,
     )
-    return PulsarRestBackend(PulsarServer(address, health), health, capacity, options)
+    updates = _updates_of(name, pulsar) if kind_of(pulsar) == "pulsar" else None
+    return PulsarRestBackend(PulsarServer(address, health), health, capacity, options, updates)
+
+
+# A client of brokers takes long to import, and most servers have none.
+
+
+def _updates_of(name: str, pulsar: PulsarSettings) -> Updates:
+    from tesapi.backends.pulsar_updates import PulsarUpdates
+
+    return PulsarUpdates(_broker_of(name, pulsar))
 
 
 def _behind_a_broker(
     name: str, pulsar: PulsarSettings, health: Health, capacity: Capacity, options: PulsarOptions
 ) -> Backend:
-    # A client of brokers takes long to import, and most servers have none.
     from tesapi.backends.pulsar_amqp import PulsarAmqpBackend
+
+    return PulsarAmqpBackend(_broker_of(name, pulsar), health, capacity, options)
+
+
+def _broker_of(name: str, pulsar: PulsarSettings) -> BrokerAddress:
     from tesapi.backends.pulsar_queues import BrokerAddress
 
-    address = BrokerAddress(
+    return BrokerAddress(
         name,
         pulsar.amqp_url.get_secret_value() if pulsar.amqp_url else "",
         manager=pulsar.manager,
@@ -253,7 +269,6 @@ def _behind_a_broker(
         certificate=pulsar.client_certificate,
         timeout_s=pulsar.client_timeout,
     )
-    return PulsarAmqpBackend(address, health, capacity, options)
 
 
 def _make_default_root(settings: Settings) -> None:

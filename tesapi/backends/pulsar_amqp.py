@@ -15,7 +15,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import re
 import shlex
 import time
 import uuid
@@ -24,15 +23,16 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.health import Health, Standing
-from tesapi.backends.pulsar_jobs import PulsarOptions, ended, read_report, why_not_run
+from tesapi.backends.pulsar_jobs import JOB_ID, PulsarOptions, ended, read_report, read_update, why_not_run
 from tesapi.backends.pulsar_queues import LARGEST_MESSAGE_BYTES, BrokerAddress, PulsarQueues, Update
-from tesapi.backends.pulsar_wire import JobStatus, parse_status
+from tesapi.backends.pulsar_wire import JobStatus
 from tesapi.backends.rounds import Rounds
 from tesapi.errors import BackendUnavailable, JobLost
 from tesapi.jobs.bundle import runner_text
@@ -41,7 +41,6 @@ from tesapi.tes.events import Handle, JobEnded, JobSeen, Outcome, RunnerEvent, R
 
 _log = logging.getLogger(__name__)
 
-_JOB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
 _PLACE = "__PULSAR_JOB_DIRECTORY__"
 _LOOKS_AT_ONCE = 16
 _FIRST_ASK_S = 3.0
@@ -50,14 +49,14 @@ _FIRST_KILL_S = 0.2
 _SLOWEST_KILL_S = 5.0
 _KILL_TO_STATUS_S = 0.1
 _SEND_AGAIN_S = 10.0
-_SILENCE_S = 900.0
+_ATTACH_EVERY_S = 900.0
 _UNANSWERED = 6
 _UNANSWERED_S = 300.0
-_PARKED_S = 10.0
-_TIMES_PARKED = 6
+_PARKED_S = 30.0
 _REMEMBERED = 10_000
 _GATHER_S = 1.0
 _MOST_AT_ONCE = 200
+_MANY = 20
 _WITHOUT_RUNTIME_S = 60.0
 _TRY_AGAIN_S = 2.0
 _SEEN = (
@@ -121,7 +120,7 @@ class PulsarAmqpBackend:
         self._options = options
         self._queues = PulsarQueues(address, health, self._take, self._came_back)
         self._rounds = Rounds(self._look, _LOOKS_AT_ONCE)
-        self._cleaning = _Cleaning(self)
+        self._cleaning = _Cleaning(self, options.notes)
         self._jobs: dict[str, _Followed] = {}
         self._helpers: dict[str, _Helper] = {}
         self._sent: dict[str, tuple[Job, float]] = {}
@@ -131,7 +130,6 @@ class PulsarAmqpBackend:
         self._over: _Remembered = _Remembered()
         self._discarded: _Remembered = _Remembered()
         self._parked: dict[str, list[tuple[float, Update]]] = {}
-        self._times_parked: OrderedDict[str, int] = OrderedDict()
         self._found: Mapping[str, object] | None = None
         self._runtime_sentence = "It has not been found out yet which container runtime works there."
         self._look_for_runtime = asyncio.Event()
@@ -147,6 +145,7 @@ class PulsarAmqpBackend:
         return images_of(self._found)
 
     async def __aenter__(self) -> Self:
+        self._cleaning.begin()
         async with contextlib.AsyncExitStack() as stack:
             self._children = await stack.enter_async_context(_Children())
             works = (self._queues.run(), self._rounds.run(), self._cleaning.run(), self._unpark(), self._find_runtime())
@@ -261,6 +260,7 @@ class PulsarAmqpBackend:
         message = _set_up(job_id, command, {"runner.py": runner_text(__version__), **files})
         helper = _Helper(message, time.monotonic(), asyncio.get_running_loop().create_future())
         self._helpers[job_id] = helper
+        self._cleaning.note(job_id)
         try:
             await self._queues.publish("setup", message)
             self._rounds.hurry(job_id, _FIRST_ASK_S)
@@ -331,7 +331,7 @@ class PulsarAmqpBackend:
     def _take(self, update: Update) -> bool:
         """Take an update in; whether it is settled thereby."""
         try:
-            job_id, status = _read(update.answer)
+            job_id, status = read_update(update.answer)
         except ValueError as error:
             self._queues.complain(f"update {error}", "an update was thrown away: %s", error)
             return True
@@ -341,9 +341,11 @@ class PulsarAmqpBackend:
             return True
         if job is not None:
             return self._take_of_job(job, status, update)
-        if job_id in self._over or job_id in self._discarded:
+        if job_id in self._over or job_id in self._discarded or update.copy:
             return True
-        return not self._park(job_id, update)
+        # Somebody may follow it soon, as after a restart.
+        self._parked.setdefault(job_id, []).append((time.monotonic() + _PARKED_S, update))
+        return False
 
     def _take_of_helper(self, job_id: str, helper: _Helper, status: JobStatus) -> None:
         if status.over and status.status != "lost":
@@ -419,28 +421,19 @@ class PulsarAmqpBackend:
 
     # Updates that nobody waits for here.
 
-    def _park(self, job_id: str, update: Update) -> bool:
-        """Keep an update for somebody who follows the job soon, here or in another process; False when none came."""
-        times = self._times_parked.get(job_id, 0)
-        if times >= _TIMES_PARKED:
-            self._queues.complain("unknown", "an update on a job that nobody follows (%s) was thrown away", job_id)
-            return False
-        self._parked.setdefault(job_id, []).append((time.monotonic() + _PARKED_S, update))
-        return True
-
     async def _unpark(self) -> None:
-        """Give back what has waited long enough. The broker tells it again, to another process where there is one."""
+        """Forget what nobody has come for: whoever follows the job later asks Pulsar."""
         while True:
             await asyncio.sleep(_PARKED_S / 5)
             now = time.monotonic()
             for job_id, parked in list(self._parked.items()):
                 if parked[-1][0] < now:
-                    self._times_parked[job_id] = self._times_parked.pop(job_id, 0) + 1
-                    if len(self._times_parked) > _REMEMBERED:
-                        self._times_parked.popitem(last=False)
                     del self._parked[job_id]
+                    if self._queues.alone:
+                        text = "an update on a job that nobody follows (%s) was thrown away"
+                        self._queues.complain("unknown", text, job_id)
                     for _, update in parked:
-                        await update.give_back()
+                        await update.settle()
 
     # Looking after what is under way.
 
@@ -473,7 +466,7 @@ class PulsarAmqpBackend:
         now = time.monotonic()
         if self._outlived(job):
             self._canceling.setdefault(job.job_id, now)
-        if job.heard and now - max(job.heard_at, job.attached_at, job.since) > _SILENCE_S:
+        if job.heard and now - max(job.attached_at, job.since) > _ATTACH_EVERY_S:
             job.wants = job.wants or "attach"
         await self._send_what_it_wants(job)
         if job.job_id in self._canceling:
@@ -571,6 +564,7 @@ class PulsarAmqpBackend:
         message = _set_up(janitor, command, {})
         helper = _Helper(message, time.monotonic(), asyncio.get_running_loop().create_future())
         self._helpers[janitor] = helper
+        self._cleaning.note(janitor)
         try:
             try:
                 await self._queues.publish("setup", message)
@@ -586,7 +580,9 @@ class PulsarAmqpBackend:
             del self._helpers[janitor]
             self._over.add(janitor)
         self._cleaning.take_along(janitor)
-        if status.returncode != 0:
+        if status.returncode == 0:
+            self._cleaning.forget(job_ids)
+        else:
             _log.warning("%s: the folders of %d jobs were not removed: %s", self._name, len(job_ids), status.status)
 
     def begin_cleaning(self, job_ids: Sequence[str]) -> asyncio.Future[None]:
@@ -599,11 +595,29 @@ class PulsarAmqpBackend:
 class _Cleaning:
     """Gathers the folders that are to be removed: Pulsar has no message for that, so that each time takes a job."""
 
-    def __init__(self, backend: PulsarAmqpBackend) -> None:
+    def __init__(self, backend: PulsarAmqpBackend, notes: Path | None) -> None:
         self._backend = backend
+        self._notes = notes
         self._wanted: dict[str, list[asyncio.Future[None]]] = {}
         self._others: list[str] = []
         self._wake = asyncio.Event()
+
+    def begin(self) -> None:
+        """Take over what an earlier process, which was killed, has left of jobs of its own."""
+        if self._notes is not None:
+            self._notes.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._others += sorted(note.name for note in self._notes.iterdir())
+
+    def note(self, job_id: str) -> None:
+        """Remember, over the end of this process, that a job of our own is there."""
+        if self._notes is not None:
+            (self._notes / job_id).touch()
+
+    def forget(self, job_ids: Sequence[str]) -> None:
+        """Nothing of these jobs is there any more."""
+        if self._notes is not None:
+            for job_id in job_ids:
+                (self._notes / job_id).unlink(missing_ok=True)
 
     async def remove(self, job_id: str) -> None:
         """Have a job's folder removed; returns when somebody is on the way to do it. Raises BackendUnavailable."""
@@ -615,6 +629,8 @@ class _Cleaning:
     def take_along(self, job_id: str) -> None:
         """Remove the folder of a job of our own the next time that folders are removed."""
         self._others.append(job_id)
+        if len(self._others) >= _MANY:
+            self._wake.set()
 
     async def run(self) -> None:
         """Do what is asked for until canceled."""
@@ -624,7 +640,7 @@ class _Cleaning:
             self._wake.clear()
             wanted, self._wanted = self._wanted, {}
             others, self._others = self._others, []
-            job_ids = [job_id for job_id in (*wanted, *others) if _JOB_ID.fullmatch(job_id)]
+            job_ids = [job_id for job_id in (*wanted, *others) if JOB_ID.fullmatch(job_id)]
             batches = [job_ids[start : start + _MOST_AT_ONCE] for start in range(0, len(job_ids), _MOST_AT_ONCE)]
             failure: BackendUnavailable | None = None
             for batch in batches:
@@ -690,16 +706,6 @@ def _set_up(job_id: str, command: str, files: Mapping[str, str]) -> dict[str, An
 
 def _file(kind: str, name: str, text: str) -> dict[str, Any]:
     return {"name": name, "type": kind, "action": {"action_type": "message", "contents": text}}
-
-
-def _read(answer: Mapping[str, Any]) -> tuple[str, JobStatus]:
-    """The job that an update is on, and what it says. Raises ValueError where it is no update of Pulsar's."""
-    job_id, folder = answer.get("job_id"), answer.get("job_directory")
-    if not isinstance(job_id, str) or not _JOB_ID.fullmatch(job_id):
-        raise ValueError("it names no job")
-    if folder is not None and (not isinstance(folder, str) or folder.rstrip("/").rpartition("/")[2] != job_id):
-        raise ValueError("it tells of the folder of another job")
-    return job_id, parse_status(answer)
 
 
 def _last_line(name: str, status: JobStatus) -> Mapping[str, Any]:

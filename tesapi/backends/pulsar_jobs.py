@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from tesapi.backends.pulsar_wire import JobStatus
+from tesapi.backends.pulsar_wire import JobStatus, parse_status
 from tesapi.tes.events import JobEnded, JobNoted, Outcome, RunnerLine, parse_line
+
+JOB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
+"""Ids that are folders, and nothing else, wherever they are used."""
 
 _CUT = ".."  # what Pulsar puts, on a line of its own, where it cut the middle out of a stream
 
@@ -84,6 +89,16 @@ def _event(line: str) -> RunnerLine | None:
         return parse_line(line.encode("utf-8", "replace"))
     except ValueError:
         return None
+
+
+def read_update(answer: Mapping[str, Any]) -> tuple[str, JobStatus]:
+    """The job that an update is on, and what it says. Raises ValueError where it is no update of Pulsar's."""
+    job_id, folder = answer.get("job_id"), answer.get("job_directory")
+    if not isinstance(job_id, str) or not JOB_ID.fullmatch(job_id):
+        raise ValueError("it names no job")
+    if folder is not None and (not isinstance(folder, str) or folder.rstrip("/").rpartition("/")[2] != job_id):
+        raise ValueError("it tells of the folder of another job")
+    return job_id, parse_status(answer)
 
 
 def ended(seq: int, outcome: Outcome, reason: str | None) -> JobEnded:

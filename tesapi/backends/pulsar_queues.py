@@ -12,6 +12,7 @@ import json
 import logging
 import random
 import ssl
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,29 +77,28 @@ class BrokerAddress:
 
 
 class Update:
-    """One message from Pulsar. Until `settle` or `give_back` the broker keeps it, and tells it again if we die."""
+    """One message from Pulsar. Until it is settled the broker keeps it, and tells it again if we die.
 
-    def __init__(self, answer: Mapping[str, Any], message: AbstractIncomingMessage, queues: PulsarQueues) -> None:
+    A `copy` is one that another process may get as well, or has got.
+    """
+
+    def __init__(
+        self, answer: Mapping[str, Any], message: AbstractIncomingMessage, queues: PulsarQueues, *, copy: bool
+    ) -> None:
         self.answer = answer
+        self.copy = copy
         self._message = message
         self._queues = queues
 
     async def settle(self) -> None:
         """It is recorded, or of no use to anybody: it need not be told again."""
-        await self._queues.acknowledge(self.answer)
+        if not self.copy:
+            await self._queues.acknowledge(self.answer)
         if not self._message.processed:
             try:
                 await self._message.ack()
             except _AWAY:
                 return  # the connection is gone, and the broker tells it again
-
-    async def give_back(self) -> None:
-        """Have it told again, to whoever reads the queue."""
-        if not self._message.processed:
-            try:
-                await self._message.nack(requeue=True)
-            except _AWAY:
-                return
 
 
 class Waiting(NamedTuple):
@@ -126,6 +126,7 @@ class PulsarQueues:
         self._tried = asyncio.Event()
         self._complaints: set[str] = set()
         self._half_read = 0
+        self.alone = True
         self.bad_messages = 0
         self.published = 0
 
@@ -212,19 +213,31 @@ class PulsarQueues:
                 queue = await updates.get_queue(self.address.queue(_UPDATES))
                 self._exchange = exchange
                 self._tried.set()
-                await queue.consume(self._on_message)
+                await queue.consume(self._on_update)
             gone = [asyncio.ensure_future(part.closed()) for part in (connection, requests, updates)]
             try:
                 while not any(future.done() for future in gone):
                     async with asyncio.timeout(self.address.timeout_s):
-                        await self._look_at_readers(requests)
+                        others = await self._look_at_readers(requests)
+                        if others and self.alone:
+                            await self._listen_too(updates, exchange)
                     look_s = _LOOK_S if self._health.up else _LOOK_WHILE_DOWN_S
                     await asyncio.wait(gone, timeout=look_s, return_when=asyncio.FIRST_COMPLETED)
             finally:
+                self.alone = True
                 for future in gone:
                     future.cancel()
 
-    async def _look_at_readers(self, channel: AbstractChannel) -> None:
+    async def _listen_too(self, channel: AbstractChannel, exchange: AbstractExchange) -> None:
+        """Another process reads updates as well, and each reaches only one of us: have copies of them all."""
+        name = f"{self.address.queue(_UPDATES)}_{uuid.uuid4().hex}"
+        queue = await channel.declare_queue(name, exclusive=True, auto_delete=True)
+        await queue.bind(exchange, routing_key=self.address.queue(_UPDATES))
+        await queue.consume(self._on_copy)
+        self.alone = False
+
+    async def _look_at_readers(self, channel: AbstractChannel) -> bool:
+        """See who reads the queues; whether updates are read by others besides us."""
         waiting = {what: await self._waiting(channel, what) for what in (*_REQUESTS, _UPDATES)}
         if not waiting[_UPDATES].readers:
             raise BackendUnavailable(f"The broker {self.address.shown} has stopped sending updates.")
@@ -246,6 +259,7 @@ class PulsarQueues:
                 f"The Pulsar {name} has stopped reading {names}. A message that is not JSON does that, at each start "
                 f"anew: purge the queue (rabbitmqctl purge_queue {queue(deaf[0])}) and restart Pulsar.",
             )
+        return waiting[_UPDATES].readers > 1
 
     async def _waiting(self, channel: AbstractChannel, what: str) -> Waiting:
         result = (await channel.declare_queue(self.address.queue(what), passive=True)).declaration_result
@@ -259,9 +273,15 @@ class PulsarQueues:
         if self._health.up and not before:
             self._came_back()
 
-    async def _on_message(self, message: AbstractIncomingMessage) -> None:
+    async def _on_update(self, message: AbstractIncomingMessage) -> None:
+        await self._on_message(message, copy=False)
+
+    async def _on_copy(self, message: AbstractIncomingMessage) -> None:
+        await self._on_message(message, copy=True)
+
+    async def _on_message(self, message: AbstractIncomingMessage, *, copy: bool) -> None:
         # Without an await before `take`, updates are taken in the order in which they came.
-        update = Update(self._content(message), message, self)
+        update = Update(self._content(message), message, self, copy=copy)
         if not update.answer or self._take(update):
             await update.settle()
 
@@ -293,6 +313,10 @@ class PulsarQueues:
                 return Standing.MISCONFIGURED, (
                     f"{name}: the broker {where} has the exchange or a queue of this Pulsar with other properties than "
                     f"durable ones, as with amqp_durable: false in Pulsar's app.yml ({_said(error)})."
+                )
+            case amqp.InvalidFrameError() if "OpenOk" in str(error):
+                return Standing.MISCONFIGURED, (
+                    f"{name}: the broker {where} refuses: there is no such virtual host, or the user may not use it."
                 )
             case ConnectionNotAllowed() | ChannelAccessRefused():
                 return Standing.MISCONFIGURED, f"{name}: the broker {where} refuses: {_said(error)}."

@@ -16,11 +16,11 @@ import shlex
 import time
 import uuid
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
@@ -39,6 +39,8 @@ _FIRST_LOOK_S = 0.03
 _LOOKS_PER_S = 100.0  # at jobs that were started just now, all together
 _CALM_LOOKS_PER_S = 30.0  # at all others
 _YOUNG_S = 1.0
+_FIRST_LOOK_BESIDE_UPDATES_S = 1.0
+_SLOWEST_LOOK_BESIDE_UPDATES_S = 30.0
 _STATUS_EVERY = 4
 _WATCHED_S = 10.0
 _WATCHED_LOOK_S = 1.0
@@ -78,12 +80,32 @@ class _Followed:
         return bool(self.events) and isinstance(self.events[-1], JobEnded)
 
 
-class PulsarRestBackend:
-    """Runs jobs on one manager of one Pulsar."""
+class Updates(Protocol):
+    """Where Pulsar tells by itself how its jobs are, so that they need not be polled while it is `hearing`."""
 
-    def __init__(self, server: PulsarServer, health: Health, capacity: Capacity, options: PulsarOptions) -> None:
+    @property
+    def hearing(self) -> bool: ...
+
+    @property
+    def sentence(self) -> str: ...
+
+    async def run(self, hear: Callable[[str, JobStatus], None], catch_up: Callable[[], None]) -> None: ...
+
+
+class PulsarRestBackend:
+    """Runs jobs on one manager of one Pulsar; with `updates`, they are polled only while those do not come."""
+
+    def __init__(
+        self,
+        server: PulsarServer,
+        health: Health,
+        capacity: Capacity,
+        options: PulsarOptions,
+        updates: Updates | None = None,
+    ) -> None:
         self._server = server
         self._health = health
+        self._updates = updates
         self._capacity = capacity
         self._options = options
         self._rounds = Rounds(self._look, CONNECTIONS)
@@ -112,7 +134,10 @@ class PulsarRestBackend:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._server)
             children = await stack.enter_async_context(asyncio.TaskGroup())
-            for work in (self._rounds.run(), self._calls.run(), self._watch_health()):
+            works = [self._rounds.run(), self._calls.run(), self._watch_health()]
+            if self._updates is not None:
+                works.append(self._updates.run(self._hear, self._catch_up))
+            for work in works:
                 stack.callback(children.create_task(work).cancel)
             self._stack = stack.pop_all()
         return self
@@ -129,6 +154,8 @@ class PulsarRestBackend:
         if health.up and self._found is None:
             return Condition(False, self._runtime_sentence, Standing.STARTING, health.since, running, 0)
         sentence = f"{health.reason} {self._runtime_sentence}" if health.up else health.reason
+        if health.up and self._updates is not None:
+            sentence = f"{sentence} {self._updates.sentence}"
         return Condition(health.up, sentence, health.standing, health.since, running, 0)
 
     async def runtime(self) -> Mapping[str, object]:
@@ -332,7 +359,25 @@ class PulsarRestBackend:
             if not job.followers and self._jobs.get(job_id) is job:
                 del self._jobs[job_id]
 
+    def _hear(self, job_id: str, status: JobStatus) -> None:
+        """Pulsar says by itself that something has become of a job: look at it."""
+        job = self._jobs.get(job_id)
+        if job is not None and not job.ended:
+            job.looks = -1  # at its status and at its report
+            self._rounds.hurry(job_id)
+
+    def _catch_up(self) -> None:
+        """Updates come again, and some may have been missed."""
+        for job_id in self._jobs:
+            self._rounds.hurry(job_id, random.uniform(0, len(self._jobs) / _CALM_LOOKS_PER_S))  # noqa: S311
+
+    @property
+    def _hearing(self) -> bool:
+        return self._updates is not None and self._updates.hearing
+
     def _first_look_s(self) -> float:
+        if self._hearing:
+            return _FIRST_LOOK_BESIDE_UPDATES_S
         young = sum(1 for job in self._jobs.values() if time.monotonic() - job.quiet_since < _YOUNG_S)
         return max(_FIRST_LOOK_S, young / _LOOKS_PER_S)
 
@@ -342,6 +387,9 @@ class PulsarRestBackend:
         quiet = now - job.quiet_since
         if job.job_id in self._canceling or job.over_since is not None:
             return max(_CANCEL_LOOK_S, len(self._canceling) / _LOOKS_PER_S)
+        if self._hearing:
+            calm = min(max(quiet, _FIRST_LOOK_BESIDE_UPDATES_S), _SLOWEST_LOOK_BESIDE_UPDATES_S)
+            return min(calm, _WATCHED_LOOK_S) if now < job.watched_until else calm
         if quiet < _YOUNG_S:
             return max(self._first_look_s(), quiet * 0.1)
         calm = max(min(quiet * 0.1, self._options.poll_interval_s), len(self._jobs) / _CALM_LOOKS_PER_S)

@@ -22,6 +22,7 @@ from tesapi.backends.pulsar_amqp import PulsarAmqpBackend
 from tesapi.backends.pulsar_jobs import PulsarOptions
 from tesapi.backends.pulsar_queues import BrokerAddress
 from tesapi.backends.pulsar_rest import PulsarRestBackend
+from tesapi.backends.pulsar_updates import PulsarUpdates
 from tesapi.backends.pulsar_wire import PulsarAddress, PulsarServer
 from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
 from tesapi.errors import BackendUnavailable, JobLost
@@ -81,7 +82,33 @@ def make_pulsar_amqp(pulsar_behind_a_broker: Pulsar, rabbit: Rabbit, bubblewrap:
     return make
 
 
-_TELL_AT_ONCE = [pytest.param("make_local", id="local"), pytest.param("make_pulsar_rest", id="pulsar_rest")]
+@pytest.fixture(scope="module")
+def pulsar_with_both(
+    tmp_path_factory: pytest.TempPathFactory, pulsar_programs: pathlib.Path, rabbit: Rabbit
+) -> Iterator[Pulsar]:
+    url, folder = rabbit.add_vhost("both"), tmp_path_factory.mktemp("pulsar")
+    with Pulsar(folder, pulsar_programs, message_queue_url=url) as pulsar:
+        yield pulsar
+
+
+@pytest.fixture
+def make_pulsar(pulsar_with_both: Pulsar, bubblewrap: Mapping[str, object]) -> Make:
+    def make() -> Backend:
+        runtime = RuntimeOptions("bubblewrap", images=[("alpine", "host")]).document()
+        address = PulsarAddress("site", pulsar_with_both.url, token=pulsar_with_both.token)
+        updates = PulsarUpdates(BrokerAddress("site", pulsar_with_both.options["message_queue_url"]))
+        health = Health()
+        options = PulsarOptions(runtime=runtime, gone_s=0.0)
+        return PulsarRestBackend(PulsarServer(address, health), health, Capacity(8), options, updates)
+
+    return make
+
+
+_TELL_AT_ONCE = [
+    pytest.param("make_local", id="local"),
+    pytest.param("make_pulsar_rest", id="pulsar_rest"),
+    pytest.param("make_pulsar", id="pulsar"),
+]
 
 
 @pytest.fixture(params=_TELL_AT_ONCE)
