@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tesapi.backends.pulsar_wire import JobStatus
+from tesapi.runner.probe import ENGINES
 from tesapi.tes.events import JobEnded, JobNoted, Outcome, RunnerLine, parse_line
 
 _CUT = ".."  # what Pulsar puts, on a line of its own, where it cut the middle out of a stream
@@ -41,6 +43,14 @@ class PulsarOptions:
             f"The job was stopped because it took longer than max_polls ({self.max_polls}) times "
             f"poll_interval ({self.poll_interval_s:g} s) of pulsar.status."
         )
+
+
+def probe_level(answer: Mapping[str, object]) -> int:
+    """How loud to log what a probe has answered: whether the operator should do something, or know of it."""
+    found = answer.get("found")
+    if not isinstance(found, Mapping):
+        return logging.WARNING
+    return logging.WARNING if answer.get("batch") and found.get("kind") in ENGINES else logging.INFO
 
 
 def read_report(stdout: str) -> list[RunnerLine]:
