@@ -30,7 +30,7 @@ from typing import Any, Self
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.health import Health, Standing
-from tesapi.backends.pulsar_jobs import JOB_ID, PulsarOptions, ended, read_report, read_update, why_not_run
+from tesapi.backends.pulsar_jobs import JOB_ID, PulsarOptions, ended, probe_level, read_report, read_update, why_not_run
 from tesapi.backends.pulsar_queues import LARGEST_MESSAGE_BYTES, BrokerAddress, PulsarQueues, Update
 from tesapi.backends.pulsar_wire import JobStatus
 from tesapi.backends.rounds import Rounds
@@ -193,6 +193,7 @@ class PulsarAmqpBackend:
             await self._look_for_runtime.wait()
             self._look_for_runtime.clear()
             given = json.dumps(self._options.runtime)
+            answer: Mapping[str, object] = {}
             try:
                 status = await self._run_helper("probe", self._command("--probe", "given.json"), {"given.json": given})
                 answer = _last_line(self._name, status)
@@ -202,8 +203,7 @@ class PulsarAmqpBackend:
                 found = answer.get("found")
                 self._found = found if isinstance(found, Mapping) else None
                 self._runtime_sentence = str(answer.get("sentence"))
-            level = logging.WARNING if self._found is None else logging.INFO
-            _log.log(level, "%s: %s", self._name, self._runtime_sentence)
+            _log.log(probe_level(answer), "%s: %s", self._name, self._runtime_sentence)
             if self._found is None:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_WITHOUT_RUNTIME_S):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tesapi.backends.pulsar_wire import JobStatus, parse_status
+from tesapi.runner.probe import ENGINES
 from tesapi.tes.events import JobEnded, JobNoted, Outcome, RunnerLine, parse_line
 
 JOB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,200}")
@@ -46,6 +48,14 @@ class PulsarOptions:
             f"The job was stopped because it took longer than max_polls ({self.max_polls}) times "
             f"poll_interval ({self.poll_interval_s:g} s) of pulsar.status."
         )
+
+
+def probe_level(answer: Mapping[str, object]) -> int:
+    """How loud to log what a probe has answered: whether the operator should do something, or know of it."""
+    found = answer.get("found")
+    if not isinstance(found, Mapping):
+        return logging.WARNING
+    return logging.WARNING if answer.get("batch") and found.get("kind") in ENGINES else logging.INFO
 
 
 def read_report(stdout: str) -> list[RunnerLine]:

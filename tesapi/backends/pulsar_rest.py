@@ -25,7 +25,7 @@ from typing import Protocol, Self
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.health import Health, Standing
-from tesapi.backends.pulsar_jobs import PulsarOptions, ended, why_not_run
+from tesapi.backends.pulsar_jobs import PulsarOptions, ended, probe_level, why_not_run
 from tesapi.backends.pulsar_wire import CONNECTIONS, JobStatus, NotLetIn, PulsarRefused, PulsarServer, too_old
 from tesapi.backends.rounds import Rounds
 from tesapi.errors import BackendUnavailable, JobLost
@@ -208,8 +208,9 @@ class PulsarRestBackend:
         """Find out with a job of our own which container runtime works there; whether there was an answer at all."""
         name = self._server.address.name
         try:
-            answer = await self.run_helper("probe", "--probe", self._options.runtime)
+            answer: Mapping[str, object] = await self.run_helper("probe", "--probe", self._options.runtime)
         except PulsarRefused as error:
+            answer = {}
             self._runtime_sentence = (
                 f"{name} refuses a job of ours ({error}); with tool_config_files in its app.yml a Pulsar runs "
                 "nothing but Galaxy's tools."
@@ -222,8 +223,7 @@ class PulsarRestBackend:
             found = answer.get("found")
             self._found = found if isinstance(found, Mapping) else None
             self._runtime_sentence = str(answer.get("sentence"))
-        level = logging.WARNING if self._found is None else logging.INFO
-        _log.log(level, "%s: %s", name, self._runtime_sentence)
+        _log.log(probe_level(answer), "%s: %s", name, self._runtime_sentence)
         return True
 
     async def run_helper(self, purpose: str, option: str, given: object) -> Mapping[str, object]:

@@ -18,6 +18,18 @@ from .runtimes.engine import Engine, EngineAway, EngineRefused
 KINDS = ("docker", "podman", "apptainer", "bubblewrap")
 """The runtimes, in the order in which `auto` tries them."""
 
+ENGINES = ("docker", "podman")
+"""The runtimes whose containers are no processes of the runner's, and live on when a whole job is killed."""
+
+_BATCH_SYSTEMS = {
+    "SLURM_JOB_ID": "Slurm",
+    "PBS_JOBID": "PBS",
+    "LSB_JOBID": "LSF",
+    "SGE_TASK_ID": "Grid Engine",
+    "_CONDOR_JOB_AD": "HTCondor",
+    "OAR_JOB_ID": "OAR",
+    "FLUX_JOB_ID": "Flux",
+}
 _PROBE_S = 60
 _DOCKER_SOCKET = "/var/run/docker.sock"
 _INITS = ("/usr/libexec/podman/catatonit", "/usr/bin/catatonit", "/usr/bin/docker-init", "/usr/bin/tini-static")
@@ -67,7 +79,19 @@ def answer(path: str, runner: str) -> Dict[str, Any]:
     with open(path, encoding="ascii") as file:
         options = Options(**json.load(file))
     found, sentence = look(options, os.path.dirname(os.path.abspath(path)), runner)
-    return {"event": "probed", "host": os.uname().nodename, "found": found, "sentence": sentence}
+    batch = _batch_system()
+    if batch is not None and found is not None and found["kind"] in ENGINES:
+        sentence += (
+            f" Jobs run in {batch}, which may kill a runner together with its watchdog: a container of "
+            f"{found['kind']} then runs on until the next runner on that node, or one that is sent to ask after the "
+            "job, removes it. Apptainer and bubblewrap leave nothing."
+        )
+    return {"event": "probed", "host": os.uname().nodename, "found": found, "sentence": sentence, "batch": batch}
+
+
+def _batch_system() -> Optional[str]:
+    """The batch system that this process is a job of, by what it is known to leave in a job's environment."""
+    return next((name for variable, name in _BATCH_SYSTEMS.items() if variable in os.environ), None)
 
 
 def _failure_of(candidate: _Candidate, scratch: str, runner: str) -> Optional[str]:
