@@ -30,6 +30,8 @@ def run(loaded: Loaded, role: Role) -> int:
     settings = loaded.settings
     logs.set_up(settings.logging.level, output_json=settings.logging.output_json)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # It complains at every try to reach a broker that is down; the destination says so once.
+    logging.getLogger("aiormq").setLevel(logging.CRITICAL)
     for warning in loaded.warnings:
         _log.warning("%s", warning)
     try:
