@@ -111,7 +111,11 @@ async def at_work(settings: Settings, store: TaskStore, role: Role) -> AsyncIter
 
 def store_of(settings: Settings) -> TaskStore:
     """The store that the settings name, not entered yet."""
-    return SqliteStore(settings.sqlite_path)
+    if settings.db.mongodb_uri is None:
+        return SqliteStore(settings.sqlite_path)
+    from tesapi.store.mongo import MongoStore  # only where it is used: its driver takes time and memory
+
+    return MongoStore(settings.db.mongodb_uri.get_secret_value())
 
 
 def retention_of(settings: Settings) -> Retention:

@@ -40,7 +40,6 @@ from tesapi.errors import ConfigurationProblem
 
 # Setting one of these is refused, never ignored: a row goes when its feature comes.
 _NOT_BUILT = {
-    "db.mongodb_uri": "keeping tasks in MongoDB",
     "basic_auth.*": "HTTP Basic authentication",
     "oauth.*": "OpenID Connect",
     "storage.s3.*": "S3 storage",
@@ -220,6 +219,14 @@ class Db(_Table):
     sqlite_path: _OwnPath | None = Field(None, description="a path")
     mongodb_uri: SecretUrl | None = Field(None, description="a text: mongodb://...")
 
+    @field_validator("mongodb_uri")
+    @classmethod
+    def _is_of_mongodb(cls, uri: SecretUrl | None, info: ValidationInfo) -> SecretUrl | None:
+        uri = _with_scheme(uri, "mongodb", "mongodb+srv")
+        if uri is not None and info.data.get("sqlite_path") is not None:
+            raise ValueError("tasks are kept in one place: set either this or db.sqlite_path")
+        return uri
+
 
 class FileStorage(_Table):
     roots: _Roots | None = Field(None, description="a list of absolute paths")
@@ -352,8 +359,12 @@ class _PulsarPlace(_Table):
 
 def _with_scheme(url: SecretUrl | None, *schemes: str) -> SecretUrl | None:
     if url is not None and url.get_secret_value():
-        parts = urlsplit(url.get_secret_value())
-        if parts.scheme not in schemes or not parts.hostname:
+        try:
+            parts = urlsplit(url.get_secret_value())
+            right = parts.scheme in schemes and bool(parts.hostname)
+        except ValueError:  # its text may quote a password
+            right = False
+        if not right:
             raise ValueError(f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
         return url
     return None

@@ -14,9 +14,10 @@ from typing import NoReturn
 import pytest
 
 from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
-from tests import engines, pulsars
+from tests import engines, mongod, pulsars
 from tests.engines import DockerEngine
 from tests.jobs import JobPlace, Place
+from tests.mongod import Mongod
 from tests.podman import podman_settings
 from tests.pulsar_places import PulsarPlace
 from tests.pulsars import Pulsar
@@ -152,6 +153,29 @@ def slurm(request: pytest.FixtureRequest) -> Iterator[Slurm]:
             yield slurm
     except engines.Missing as why:
         missing(str(why))
+
+
+@pytest.fixture(scope="session")
+def mongod_program() -> pathlib.Path:
+    """MongoDB's server, for `Mongod`."""
+    try:
+        return mongod.install()
+    except engines.Missing as why:
+        missing(str(why))
+
+
+@pytest.fixture(scope="session", name="mongod")
+def _mongod(tmp_path_factory: pytest.TempPathFactory, mongod_program: pathlib.Path) -> Iterator[Mongod]:
+    """A MongoDB for all tests, each with a database of its own: a replica set of one."""
+    with Mongod(tmp_path_factory.mktemp("mongod"), mongod_program) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def standalone_mongod(tmp_path_factory: pytest.TempPathFactory, mongod_program: pathlib.Path) -> Iterator[Mongod]:
+    """The same that is no replica set."""
+    with Mongod(tmp_path_factory.mktemp("standalone"), mongod_program, replica_set=False) as server:
+        yield server
 
 
 def _wanted(runtime: str) -> None:

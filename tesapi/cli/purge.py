@@ -14,7 +14,7 @@ from tesapi.settings import Settings
 def run(settings: Settings, retention: Retention, *, dry_run: bool) -> str:
     """Remove what is not to stay; a sentence for the operator. Raises TesapiError."""
     logs.set_up(settings.logging.level, output_json=settings.logging.output_json)
-    if not settings.sqlite_path.exists():
+    if settings.db.mongodb_uri is None and not settings.sqlite_path.exists():
         raise ConfigurationProblem(f"There is no database at {settings.sqlite_path} (db.sqlite_path).")
     try:
         count = asyncio.run(_purged(settings, retention, dry_run=dry_run))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import itertools
 import json
 import logging
@@ -25,10 +24,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from tesapi.errors import DestinationFull, FieldProblem, InvalidDocument, KeyReused, StoreUnavailable, TaskNotFound
+from tesapi.errors import DestinationFull, KeyReused, StoreUnavailable, TaskNotFound
 from tesapi.store import sqlite_lists
 from tesapi.store.base import Page, TaskQuery
 from tesapi.store.sqlite_file import connected, locked, prepared
+from tesapi.store.tokens import page_token, position
 from tesapi.tes import views
 from tesapi.tes.models import TaskDocument, View
 from tesapi.tes.record import TaskRecord, Work, dump_progress, parse_progress
@@ -158,8 +158,8 @@ class SqliteStore:
             return _rendered(self._loop_reads, view, row)
 
     async def find(self, query: TaskQuery) -> Page:
-        before = _SEQ_MAX if query.token is None else self._position(query.token, query)
-        return await self._on_page_thread(lambda: self._page(query, before))
+        before = position(self._id, query)
+        return await self._on_page_thread(lambda: self._page(query, _SEQ_MAX if before is None else before))
 
     async def replace(self, record: TaskRecord, *, at_most: int | None = None) -> bool:
         progress, fragment = dump_progress(record.progress), views.basic_fragment(record)
@@ -234,25 +234,10 @@ class SqliteStore:
         bytes_so_far, last = 0, 0
         for row in self._page_reads.execute(statement, values):
             if len(shown) == query.size or bytes_so_far > _PAGE_BYTES:
-                return Page(shown, self._token(last, query))
+                return Page(shown, page_token(self._id, query, last))
             shown.append(_rendered(self._page_reads, query.view, row))
             bytes_so_far, last = bytes_so_far + len(shown[-1]), row[0]
         return Page(shown, None)
-
-    def _token(self, seq: int, query: TaskQuery) -> str:
-        """The page behind task `seq`; the digest binds it to this store and to the filters."""
-        bound = [self._id, query.owner, query.name_prefix, query.state, query.tags, seq]
-        digest = hashlib.blake2s(json.dumps(bound).encode(), digest_size=8)
-        return f"{seq:x}-{digest.hexdigest()}"
-
-    def _position(self, token: str, query: TaskQuery) -> int:
-        head = token.partition("-")[0]
-        with contextlib.suppress(ValueError):
-            if self._token(seq := int(head, 16), query) == token:
-                return seq
-        shown = repr(token[:60])
-        allowed = "a next_page_token that this server gave for the same filters, or none"
-        raise InvalidDocument([FieldProblem("page_token", f"{shown} is none for this list", allowed)])
 
     def _purgeable(self, before: datetime | None, keep: int | None) -> int:
         count = 0

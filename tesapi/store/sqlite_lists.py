@@ -8,6 +8,7 @@ from __future__ import annotations
 import sqlite3
 
 from tesapi.store.base import TaskQuery
+from tesapi.store.tokens import behind
 
 _RARE = 1000
 """Up to so many tasks with a prefix are found by their names and sorted; more are met soon enough, newest first."""
@@ -56,13 +57,10 @@ def _fits(number: int, value: str, owner: str | None) -> str:
 def _named(prefix: str, values: Values) -> list[str]:
     """The range of the names that begin with `prefix`, in the order of code points."""
     values["prefix"] = prefix
-    for length in range(len(prefix), 0, -1):
-        following = ord(prefix[length - 1]) + 1
-        if following <= 0x10FFFF:
-            # Surrogates are no text.
-            values["behind"] = prefix[: length - 1] + chr(0xE000 if following == 0xD800 else following)
-            return ["t.name >= :prefix", "t.name < :behind"]
-    return ["t.name >= :prefix"]
+    if (end := behind(prefix)) is None:
+        return ["t.name >= :prefix"]
+    values["behind"] = end
+    return ["t.name >= :prefix", "t.name < :behind"]
 
 
 def _is_rare(db: sqlite3.Connection, named: list[str], values: Values) -> bool:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
 from tesapi.store.base import TaskStore
+from tesapi.store.mongo import MongoStore
 from tesapi.store.sqlite import SqliteStore
+from tests.mongod import Mongod
 
 
 class Clock:
@@ -21,20 +24,20 @@ class Clock:
         return self.now_s
 
 
-def _sqlite(folder: Path, clock: Clock) -> TaskStore:
-    return SqliteStore(folder / "tesapi.db", clock=clock)
-
-
 @pytest.fixture
 def clock() -> Clock:
     """The clock by which the store sees leases go stale."""
     return Clock()
 
 
-@pytest.fixture(params=[pytest.param(_sqlite, id="sqlite")])
+@pytest.fixture(params=["sqlite", "mongo", "mongo-standalone"])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Callable[[], TaskStore]:
     """Gives the same store each time, to be entered one after the other."""
-    return lambda: request.param(tmp_path, clock)
+    if request.param == "sqlite":
+        return lambda: SqliteStore(tmp_path / "tesapi.db", clock=clock)
+    mongod: Mongod = request.getfixturevalue("mongod" if request.param == "mongo" else "standalone_mongod")
+    uri = mongod.database_url(f"test-{uuid.uuid4().hex}")
+    return lambda: MongoStore(uri, clock=clock)
 
 
 @pytest.fixture

@@ -385,7 +385,6 @@ def test_an_open_server_says_who_can_use_it(cwd: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("db.mongodb_uri", "mongodb://h/d"),
         ("basic_auth.enable", "true"),
         ("basic_auth.username", "u"),
         ("basic_auth.password", "p"),
@@ -411,6 +410,39 @@ def test_saying_that_something_not_built_is_off_is_fine(cwd: Path) -> None:
         TESAPI_OAUTH__ENABLE="false",
         TESAPI_DB__MONGODB_URI="",
     )
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "mongodb://h",
+        "mongodb://h:27017",
+        "mongodb://u:p%40@a:1,b:2/d?replicaSet=rs0",
+        "mongodb+srv://tes.example.org/d",
+        "mongodb://[::1]:27017/d",
+    ],
+)
+def test_tasks_are_kept_in_mongodb_where_a_uri_of_it_is_given(cwd: Path, uri: str) -> None:
+    found = loaded(cwd, TESAPI_DB__MONGODB_URI=uri).settings.db.mongodb_uri
+    assert found is not None
+    assert found.get_secret_value() == uri
+    assert loaded(cwd, TESAPI_DB__MONGODB_URI="").settings.db.mongodb_uri is None
+
+
+@pytest.mark.parametrize(
+    "uri", [f"http://user:{SECRET}@h", SECRET, f"mongodb://u:{SECRET}@", "mongodb://", f"mongodb://u:[{SECRET}]@h"]
+)
+def test_what_is_no_uri_of_mongodb_is_refused_and_not_shown(cwd: Path, uri: str) -> None:
+    text = refusal(cwd, TESAPI_DB__MONGODB_URI=uri)
+    assert text.startswith("db.mongodb_uri = ********")
+    assert text.endswith("must be a URL that begins with mongodb:// or mongodb+srv://")
+    assert SECRET not in text
+
+
+def test_tasks_are_not_kept_in_two_places(cwd: Path) -> None:
+    text = refusal(cwd, TESAPI_DB__MONGODB_URI="mongodb://h", TESAPI_DB__SQLITE_PATH="/x.db")
+    assert text.startswith("db.mongodb_uri = ")
+    assert "set either this or db.sqlite_path" in text
 
 
 # Secrets, and what stays as it is.
