@@ -51,6 +51,8 @@ _OVER_GRACE_S = 1.0
 _WATCHDOG_S = 10.0
 _ASK_AFTER_S = 900.0
 _AFTER_END_S = 5.0
+_REMOVAL_S = 10.0
+_LAUNCH_S = 0.5
 _HEALTHY_S = 15.0
 _PROBE_AGAIN_S = 60.0
 _CALL_TOGETHER_S = 1.0
@@ -557,11 +559,30 @@ class PulsarRestBackend:
                 with contextlib.suppress(PulsarRefused):
                     await self._server.upload(job_id, "jobdir", "cancelled", b"true")
                 await self._status(job_id)
-            await self._server.delete(job_id)
+            await self._delete(job_id)
         except PulsarRefused as error:
             raise BackendUnavailable(f"{self._server.address.name} does not remove the job: {error}.") from error
         self._canceling.pop(job_id, None)
         self._set_up.discard(job_id)
+
+    async def _delete(self, job_id: str) -> None:
+        """Remove the job's folder, and see that it is gone: Pulsar says OK also where it could not remove it.
+
+        A job that was canceled while Pulsar launched it may go on for a moment, and make files meanwhile.
+        """
+        hasty = job_id in self._canceling
+        deadline, delay_s = time.monotonic() + _REMOVAL_S, 0.05
+        while True:
+            await self._server.delete(job_id)
+            if hasty:
+                await asyncio.sleep(_LAUNCH_S)
+            status = await self._status(job_id)
+            if status is not None and status.gone:
+                return
+            if time.monotonic() > deadline:
+                raise PulsarRefused("its folder is still there; the reason stands in Pulsar's own log")
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 2, 1.0)
 
     def came_of_roll_call(self, document: str) -> None:
         """Somebody has looked after the job at `document`: its report may tell the end now."""
