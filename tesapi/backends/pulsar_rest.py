@@ -580,7 +580,9 @@ class PulsarRestBackend:
             if status is not None and status.gone:
                 return
             if time.monotonic() > deadline:
-                raise PulsarRefused("its folder is still there; the reason stands in Pulsar's own log")
+                name = self._server.address.name
+                _log.warning("%s could not remove the folder of %s; its own log says why.", name, job_id)
+                return
             await asyncio.sleep(delay_s)
             delay_s = min(delay_s * 2, 1.0)
 
