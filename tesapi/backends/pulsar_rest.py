@@ -37,11 +37,12 @@ _log = logging.getLogger(__name__)
 
 _FIRST_LOOK_S = 0.03
 _LOOKS_PER_S = 100.0  # at jobs that were started just now, all together
-_CALM_LOOKS_PER_S = 30.0  # at all others
+_CALM_LOOKS_PER_S = 20.0  # at all others
 _YOUNG_S = 1.0
 _FIRST_LOOK_BESIDE_UPDATES_S = 1.0
 _SLOWEST_LOOK_BESIDE_UPDATES_S = 30.0
-_STATUS_EVERY = 4
+_STATUS_EVERY = 8
+_NOT_BEGUN = ("preprocessing", "queued")
 _WATCHED_S = 10.0
 _WATCHED_LOOK_S = 1.0
 _TAILS_AGE_S = 2.0
@@ -71,6 +72,7 @@ class _Followed:
     events: list[RunnerEvent] = field(default_factory=list)
     parsed: int = 0
     looks: int = 0
+    runs: bool = False
     watched_until: float = 0.0
     over_since: float | None = None
     gone_since: float | None = None
@@ -304,8 +306,9 @@ class PulsarRestBackend:
             if job_id in self._canceling or (job_id not in self._set_up and await self._was_submitted(job_id)):
                 return
             try:
-                await self._server.upload(job_id, "input", "runner.py", job.runner.encode("ascii"))
-                await self._server.upload(job_id, "input", "job.json", job.document.encode("ascii"))
+                files = {"runner.py": job.runner, "job.json": job.document}
+                uploads = [self._server.upload(job_id, "input", n, text.encode("ascii")) for n, text in files.items()]
+                await asyncio.gather(*uploads)
                 self._set_up.discard(job_id)  # if no answer comes, Pulsar is to be asked what has become of it
                 if job_id in self._canceling:
                     return
@@ -414,19 +417,25 @@ class PulsarRestBackend:
 
     async def _get_news(self, job: _Followed) -> None:
         now = time.monotonic()
-        young = now - job.quiet_since < _YOUNG_S
         status: JobStatus | None = None
         report: bytes | None = None
-        if young or job.over_since is not None or job.looks % _STATUS_EVERY == 0 or job.job_id in self._canceling:
+        # A job that has not begun has no report, which Pulsar would complain of in its log, with each question.
+        if (
+            not job.runs
+            or job.over_since is not None
+            or job.looks % _STATUS_EVERY == 0
+            or job.job_id in self._canceling
+        ):
             status = await self._status(job.job_id)
             if status is not None and status.gone:
                 self._is_gone(job)
                 return
             job.gone_since = None
+            job.runs = job.runs or status is None or status.status not in _NOT_BEGUN
             if status is not None and status.over:
                 job.over_since = job.over_since or now
                 report = _whole(status.stdout)
-        if report is None and (status is None or status.over or not young or job.looks % _STATUS_EVERY == 0):
+        if report is None and job.runs:
             report = await self._server.metadata(job.job_id, "report.jsonl")
         if report is not None:
             self._take(job, report)
@@ -546,7 +555,8 @@ class PulsarRestBackend:
     async def discard(self, handle: Handle) -> None:
         self._require_up()
         job_id = handle["job_id"]
-        deadline, delay_s = time.monotonic() + _AFTER_END_S, 0.02
+        deadline, delay_s = time.monotonic() + _AFTER_END_S, 0.05
+        sure = job_id not in self._canceling
         try:
             while (status := await self._status(job_id)) is not None:
                 if status.over or status.status == "preprocessing" or time.monotonic() > deadline:
@@ -556,35 +566,33 @@ class PulsarRestBackend:
             if status is None or not (status.over or status.status == "preprocessing"):
                 # Pulsar was restarted while it ran, and would keep it for ever. It forgets a job with this mark, and
                 # does not kill what may be another process under the old number by now.
+                sure = False
                 with contextlib.suppress(PulsarRefused):
                     await self._server.upload(job_id, "jobdir", "cancelled", b"true")
                 await self._status(job_id)
-            await self._delete(job_id)
+            await self._server.delete(job_id)
+            if not sure:
+                await self._see_it_gone(job_id)
         except PulsarRefused as error:
             raise BackendUnavailable(f"{self._server.address.name} does not remove the job: {error}.") from error
         self._canceling.pop(job_id, None)
         self._set_up.discard(job_id)
 
-    async def _delete(self, job_id: str) -> None:
-        """Remove the job's folder, and see that it is gone: Pulsar says OK also where it could not remove it.
+    async def _see_it_gone(self, job_id: str) -> None:
+        """See that a job's folder is gone: one that was canceled while Pulsar launched it may make files for a moment.
 
-        A job that was canceled while Pulsar launched it may go on for a moment, and make files meanwhile.
+        Pulsar says OK also where it could not remove it.
         """
-        hasty = job_id in self._canceling
-        deadline, delay_s = time.monotonic() + _REMOVAL_S, 0.05
-        while True:
-            await self._server.delete(job_id)
-            if hasty:
-                await asyncio.sleep(_LAUNCH_S)
+        deadline, delay_s = time.monotonic() + _REMOVAL_S, _LAUNCH_S
+        while time.monotonic() < deadline:
+            await asyncio.sleep(delay_s)
             status = await self._status(job_id)
             if status is not None and status.gone:
                 return
-            if time.monotonic() > deadline:
-                name = self._server.address.name
-                _log.warning("%s could not remove the folder of %s; its own log says why.", name, job_id)
-                return
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 2, 1.0)
+            await self._server.delete(job_id)
+            delay_s = min(delay_s * 2, 2.0)
+        name = self._server.address.name
+        _log.warning("%s could not remove the folder of %s; its own log says why.", name, job_id)
 
     def came_of_roll_call(self, document: str) -> None:
         """Somebody has looked after the job at `document`: its report may tell the end now."""
