@@ -22,14 +22,14 @@ import logging
 import math
 import random
 import time
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import uuid_utils
 from pymongo.asynchronous.cursor import AsyncCursor
-from pymongo.errors import BulkWriteError, DocumentTooLarge, DuplicateKeyError, PyMongoError
+from pymongo.errors import BulkWriteError, DocumentTooLarge, DuplicateKeyError, OperationFailure, PyMongoError
 
 from tesapi.errors import (
     DestinationFull,
@@ -62,12 +62,13 @@ _TIME_ANEW_S = 60.0
 _WRITES_KNOWN = 5
 _CLAIMS_KNOWN = 1000
 _ROWS_AT_ONCE = 500
-_DUPLICATE = 11000
+_DUPLICATE, _TOO_LARGE = 11000, 10334
 
 _MINIMAL = {"_id": 1, "seq": 1, "state": 1}
 _BASIC = {**_MINIMAL, "owner": 1, "rendered": 1, "fragment": 1, "document": 1}
 _RECORD = {**_MINIMAL, "owner": 1, "revision": 1, "created": 1, "document": 1, "progress": 1}
 _SHOWN = {View.MINIMAL: {**_MINIMAL, "owner": 1}, View.BASIC: _BASIC, View.FULL: _RECORD}
+_REPLACED = {"_id": 0, "progress.token": 1, "progress.count": 1}
 _REFERENCES = {"document.token": 1, "document.count": 1, "progress.token": 1, "progress.count": 1}
 
 _Stages = list[Mapping[str, Any]]
@@ -169,8 +170,7 @@ class MongoStore:
         return str(row["_id"])
 
     async def _rows(self, records: Sequence[TaskRecord]) -> list[Row]:
-        with self._db.answering(_PATIENCE_S):
-            numbers = await self._numbers.take(len(records))
+        numbers = await self._surely(lambda: self._numbers.take(len(records)))
         token = _token()
         rows = [_row(record, seq, token) for record, seq in zip(records, numbers, strict=True)]
         for record, row in zip(records, rows, strict=True):
@@ -184,9 +184,8 @@ class MongoStore:
     async def _add(self, rows: list[Row]) -> list[Row]:
         """Insert tasks, each for itself; those whose id or key somebody else has."""
         try:
-            await self._db.tasks.insert_many(rows, ordered=False)
-        except DocumentTooLarge:
-            raise _too_large() from None
+            with _short_enough():
+                await self._db.tasks.insert_many(rows, ordered=False)
         except BulkWriteError as error:
             if any(problem["code"] != _DUPLICATE for problem in error.details["writeErrors"]):
                 raise
@@ -233,10 +232,9 @@ class MongoStore:
             await self._db.tasks.insert_many(rows, session=session)
 
         try:
-            async with self._db.client.start_session() as session:
-                await session.with_transaction(add)
-        except DocumentTooLarge:
-            raise _too_large() from None
+            with _short_enough():
+                async with self._db.client.start_session() as session:
+                    await session.with_transaction(add)
         except BulkWriteError as error:
             problems = error.details["writeErrors"]
             if not problems or any(problem["code"] != _DUPLICATE for problem in problems):
@@ -321,11 +319,13 @@ class MongoStore:
     async def _whole(self, row: Row | None, fields: Mapping[str, int]) -> Row | None:
         """The row with what lies beside it; a later one where it has been changed meanwhile, or None."""
         while row is not None:
-            beside = [name for name in ("document", "progress") if isinstance(row.get(name), dict)]
-            found = {name: await self._gathered(row[name]) for name in beside}
+            beside = {name: row[name] for name in ("document", "progress") if isinstance(row.get(name), dict)}
+            found = {name: await self._gathered(reference) for name, reference in beside.items()}
             if None not in found.values():
                 return row | found
             row = await self._db.tasks.find_one({"_id": row["_id"]}, fields)
+            if row is not None and all(row.get(name) == reference for name, reference in beside.items()):
+                raise ValueError("Parts of the task are missing.")
         return None
 
     # Texts beside the tasks.
@@ -402,7 +402,7 @@ class MongoStore:
     ) -> Row | None:
         change = _change(record, changing, token, slot)
         try:
-            return await self._db.tasks.find_one_and_update(wanted, change, {"_id": 0, **_REFERENCES})
+            return await self._db.tasks.find_one_and_update(wanted, change, _REPLACED)
         except DuplicateKeyError as error:
             raise NotSeenYet from error  # somebody else has that slot now
 
@@ -461,9 +461,9 @@ class MongoStore:
     def _over(self, fields: Mapping[str, int]) -> AsyncCursor[Row]:
         return self._db.tasks.find({"done": {"$exists": True}}, fields, hint=DONE)
 
-    async def _theirs(self, time: datetime) -> datetime:
-        """`time`, of this machine's clock, by that of the server."""
-        return time + timedelta(seconds=await self._numbers.ahead_s())
+    async def _theirs(self, moment: datetime) -> datetime:
+        """`moment`, of this machine's clock, by that of the server."""
+        return moment + timedelta(seconds=await self._numbers.ahead_s())
 
     async def purgeable(self, *, before: datetime | None = None, keep: int | None = None) -> int:
         with self._db.answering(_PATIENCE_S):
@@ -632,7 +632,7 @@ class MongoStore:
             own["claim"] = token
         change = _FREE
         if not_before is not None:
-            pause_s = (not_before - datetime.now(UTC)).total_seconds()
+            pause_s = not_before.timestamp() - time.time()
             pause_ms = int(1000 * min(max(pause_s, 0.0), _LONGEST_PAUSE_S))
             change = [{"$set": {"not_before": {"$add": ["$$NOW", pause_ms]}}}, {"$unset": ["holder", "claim", "due"]}]
         await self._surely(lambda: self._db.tasks.update_one(own, change))
@@ -693,8 +693,16 @@ def _part_names(reference: Row) -> list[str]:
     return [f"{reference['token']}-{number}" for number in range(reference["count"])]
 
 
-def _too_large() -> InvalidDocument:
-    return InvalidDocument([FieldProblem("tags", "they and the name are too long together", "less than 15 MB")])
+@contextlib.contextmanager
+def _short_enough() -> Iterator[None]:
+    """What MongoDB does not take because it is too long is the name or the tags: nothing else long is in a task."""
+    try:
+        yield
+    except (DocumentTooLarge, OperationFailure) as error:
+        if isinstance(error, OperationFailure) and error.code != _TOO_LARGE:
+            raise
+        allowed = "less than 16 MB of both, the tags counted twice"
+        raise InvalidDocument([FieldProblem("tags", "they and the name are too long", allowed)]) from None
 
 
 def _slot(destination: str, used: list[int], own: int | None, at_most: int | None) -> int:
@@ -732,7 +740,7 @@ def _row(record: TaskRecord, seq: int, token: bytes) -> Row:
         "tags": mongo_lists.indexed_tags(document.tags.items()) if document.tags else None,
         "due": work.value if work.value in _CLAIMABLE else None,
         "destination": destination,
-        "done": datetime.now(UTC) if work is Work.DONE else None,
+        "done": datetime.fromtimestamp(time.time(), UTC) if work is Work.DONE else None,
     }
     return {
         "_id": record.id,

@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 import uuid
+import warnings
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -43,6 +44,7 @@ _START_PATIENCE_S = 30.0
 _OLDEST_WIRE = 9
 _OLDEST = "4.4"
 _HOLDERS_STAY_S = 86400
+_LOOKS_AT_THE_CLOCK = 5
 _AUTHENTICATION_FAILED, _UNAUTHORIZED = 18, 13
 
 BY_SEQ, BY_OWNER, BY_STATE, BY_NAME, BY_TAG = "by_seq", "by_owner", "by_state", "by_name", "by_tag"
@@ -117,12 +119,14 @@ class Database:
             yield
 
     async def ahead_s(self) -> float:
-        """How far the server's clock is ahead of this machine's, as far as can be told."""
-        before = time.time()
-        hello = await self.client.admin.command("hello")
-        after = time.time()
-        theirs: float = hello["localTime"].timestamp()
-        least, most = theirs - after, theirs + 0.001 - before
+        """How far the server's clock is ahead of this machine's; 0 where it may as well be the same."""
+        least, most = float("-inf"), float("inf")
+        for _ in range(_LOOKS_AT_THE_CLOCK):
+            before = time.time()
+            hello = await self.client.admin.command("hello")
+            after = time.time()
+            theirs: float = hello["localTime"].timestamp()
+            least, most = max(least, theirs - after), min(most, theirs + 0.001 - before)
         return min(most, max(least, 0.0))
 
 
@@ -145,10 +149,10 @@ def _sentence(error: PyMongoError) -> str:
             return "it did not confirm a write"
         case DuplicateKeyError():
             return "there is such a task already"
-        case OperationFailure():
-            return f"it refused ({(error.details or {}).get('codeName') or error.code})"
         case _ if error.timeout:
             return "it took too long"
+        case OperationFailure():
+            return f"it refused ({(error.details or {}).get('codeName') or error.code})"
         case AutoReconnect() | ConnectionFailure():
             return "the connection was lost"
         case _:
@@ -172,15 +176,17 @@ async def connected(uri: str) -> AsyncIterator[Database]:
     where = f"MongoDB at {re.split('[/?]', re.split('@|://', uri)[-1])[0]}"
     pool: dict[str, Any] = {} if "maxpoolsize=" in uri.lower() else {"maxPoolSize": _POOL}
     try:
-        client: AsyncMongoClient[Row] = AsyncMongoClient(
-            uri, appname=APP_NAME, w="majority", journal=True, tz_aware=True, **pool
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)  # of an option that the driver would pass over
+            client: AsyncMongoClient[Row] = AsyncMongoClient(
+                uri, appname=APP_NAME, w="majority", journal=True, tz_aware=True, **pool
+            )
         named = client.get_default_database(_DEFAULT_NAME)
-    except (PyMongoError, ValueError):
+    except (PyMongoError, ValueError, UserWarning):
         # Not its text, which may hold parts of the password; nor the cause, which a traceback would show.
         raise ConfigurationProblem(
             "db.mongodb_uri is no URI of MongoDB: write mongodb://USER:PASSWORD@HOST:PORT/DATABASE, with all but"
-            " letters and digits of user and password percent-encoded."
+            " letters and digits of user and password percent-encoded, and only with options that MongoDB knows."
         ) from None
     async with client:
         db = named.with_options(read_concern=ReadConcern("majority"), read_preference=ReadPreference.PRIMARY)
