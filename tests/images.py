@@ -38,6 +38,13 @@ exec rabbitmq-server
 """
 
 
+def import_mongo(engine: DockerEngine, folder: pathlib.Path, program: pathlib.Path) -> None:
+    """MongoDB, with `program` for its server. Raises Missing."""
+    files = {"/usr/local/bin/mongod": program.read_bytes(), "/data/db/.keep": b""}
+    changes = [f"ENV PATH={_PATH}", 'CMD ["mongod", "--bind_ip_all", "--wiredTigerCacheSizeGB", "0.5"]']
+    _import(engine, folder, "mongo:7.0", ("libcurl4", "libssl3", "liblzma5"), files, changes)
+
+
 def import_rabbitmq(engine: DockerEngine, folder: pathlib.Path) -> None:
     """RABBITMQ_DEFAULT_USER and RABBITMQ_DEFAULT_PASS name its user. Raises Missing."""
     packages = ("gawk", "hostname", "procps", "rabbitmq-server", "util-linux")

@@ -5,7 +5,9 @@ import sys
 import urllib.error
 import urllib.request
 
-url = f"http://127.0.0.1:{os.environ.get('TESAPI_SERVER__PORT', '8080')}/readyz"
+# The first is that of `tesapi dispatcher`.
+port = os.environ.get("TESAPI_DISPATCHER__PORT") or os.environ.get("TESAPI_SERVER__PORT") or "8080"
+url = f"http://127.0.0.1:{port}/readyz"
 try:
     urllib.request.urlopen(url, timeout=5).close()
 except urllib.error.HTTPError as error:

@@ -167,7 +167,7 @@ class Driver:
         destination = self.destinations.get(attempt.destination)
         if destination is None:
             raise BackendUnavailable(
-                f"The job {attempt.job_id} was placed at {attempt.destination}, which is not configured any more."
+                f"The job {attempt.job_id} was placed at {attempt.destination}, which this dispatcher does not have."
             )
         return destination
 

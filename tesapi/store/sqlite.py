@@ -74,7 +74,8 @@ _KEYED = "SELECT id, key_digest FROM tasks WHERE owner = ? AND key = ?"
 _DONE_BEFORE = "SELECT count(*) FROM tasks WHERE done < ?"
 _DONE = "SELECT count(*) FROM tasks WHERE done IS NOT NULL"
 _DONE_FIRST = (
-    "SELECT t.seq, length(d.json) + length(p.json), json_extract(CAST(d.json AS TEXT), '$.tags')"
+    "SELECT t.seq, length(d.json) + length(p.json),"
+    " CASE WHEN json_valid(CAST(d.json AS TEXT)) THEN json_extract(CAST(d.json AS TEXT), '$.tags') END"
     " FROM tasks t JOIN documents d USING (seq) JOIN progress p USING (seq)"
     " WHERE t.done IS NOT NULL ORDER BY t.done, t.seq LIMIT ?"
 )

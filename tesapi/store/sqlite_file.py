@@ -47,7 +47,8 @@ CREATE TABLE fragments (seq INTEGER PRIMARY KEY, version INTEGER NOT NULL, json 
 _SCHEMA_2 = """
 ALTER TABLE tasks ADD COLUMN destination TEXT;
 UPDATE tasks SET destination = (
-    SELECT json_extract(CAST(p.json AS TEXT), '$.attempts[#-1].destination') FROM progress p WHERE p.seq = tasks.seq
+    SELECT json_extract(CAST(p.json AS TEXT), '$.attempts[#-1].destination') FROM progress p
+    WHERE p.seq = tasks.seq AND json_valid(CAST(p.json AS TEXT))
 ) WHERE work = 'placed';
 CREATE INDEX tasks_by_destination ON tasks (destination) WHERE destination IS NOT NULL;
 """
@@ -60,7 +61,8 @@ CREATE UNIQUE INDEX tasks_by_key ON tasks (owner, key) WHERE key IS NOT NULL;
 _SCHEMA_4 = """
 ALTER TABLE tasks ADD COLUMN done REAL;
 UPDATE tasks SET done = CAST(strftime('%s', coalesce((
-    SELECT json_extract(CAST(p.json AS TEXT), '$.attempts[#-1].ended') FROM progress p WHERE p.seq = tasks.seq
+    SELECT json_extract(CAST(p.json AS TEXT), '$.attempts[#-1].ended') FROM progress p
+    WHERE p.seq = tasks.seq AND json_valid(CAST(p.json AS TEXT))
 ), created)) AS REAL) WHERE work = 'done';
 CREATE INDEX tasks_done ON tasks (done) WHERE done IS NOT NULL;
 """

@@ -201,15 +201,16 @@ async def test_an_older_schema_is_brought_up_to_date_step_by_step(path: Path, mo
 
 async def test_what_was_placed_under_the_first_schema_is_counted_under_this_one(path: Path) -> None:
     queued, under_way, settled, over = new(), placed(new()), ended(placed(new(), "far")), done(placed(new()))
+    damaged = placed(new(task_id="damaged"))
     path.parent.mkdir()
     with sqlite3.connect(path) as db:
         db.executescript(f"{sqlite_file._SCHEMA_1} PRAGMA user_version = 1;")
-        for seq, record in enumerate((queued, under_way, settled, over), start=1):
+        for seq, record in enumerate((queued, under_way, settled, over, damaged), start=1):
             (*task, _, _), document, progress, fragment, _ = sqlite._columns(record)
             columns = "(seq, id, owner, state, work, revision, created, name)"
             db.execute(f"INSERT INTO tasks {columns} VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (seq, *task))
             db.execute("INSERT INTO documents VALUES (?, ?)", (seq, document))
-            db.execute("INSERT INTO progress VALUES (?, ?)", (seq, progress))
+            db.execute("INSERT INTO progress VALUES (?, ?)", (seq, b"\0" if record is damaged else progress))
             db.execute("INSERT INTO fragments VALUES (?, ?, ?)", (seq, views.RENDER_VERSION, fragment))
     db.close()
     async with SqliteStore(path) as store:
@@ -440,3 +441,10 @@ async def test_the_number_of_a_purged_task_is_not_given_again(path: Path) -> Non
         await kept(store, *(new() for _ in range(3)))
         page = await store.find(TaskQuery(token=token))
         assert [json.loads(view)["id"] for view in page.views] == [records[0].id]
+
+
+async def test_a_record_that_cannot_be_read_is_purged_like_any_other(store: SqliteStore) -> None:
+    await kept(store, *(done(placed(new())) for _ in range(3)))
+    await in_writer(store, "UPDATE documents SET json = x'00ff' WHERE seq = 2")
+    assert await store.purge(keep=0, limit=10) == 3
+    assert await in_writer(store, "SELECT count(*) FROM tasks") == [(0,)]

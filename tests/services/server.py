@@ -1,4 +1,4 @@
-"""A real `tesapi serve` as a process, to be used over HTTP and killed."""
+"""A real `tesapi serve`, or a part of it, as a process, to be used over HTTP and killed."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ import httpx
 from tests.jobs import processes_with, until
 
 SETTLED = {"COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED"}
-_ADDRESS = re.compile(rb"TES is served at (http://\S+?)/ga4gh/tes/v1;")
+_ADDRESS = re.compile(rb"(?:TES is served at|Tasks are driven;) (http://[^/\s]+)/")
+_PORTS = {"serve": "SERVER__PORT", "api": "SERVER__PORT", "dispatcher": "DISPATCHER__PORT"}
 
 
 class Server:
     """The service with its data below `folder`. Leaving it stops the process; `kill` does so by -9."""
 
-    def __init__(self, folder: pathlib.Path, **settings: object) -> None:
+    def __init__(self, folder: pathlib.Path, command: str = "serve", /, **settings: object) -> None:
         self.folder = folder
-        self.settings = {"SERVER__PORT": 0, "RUNTIME__KIND": "bubblewrap", **settings}
+        self.command = command
+        self.settings = {_PORTS[command]: 0, "RUNTIME__KIND": "bubblewrap", **settings}
         self.log = folder / "log"
         self.process: subprocess.Popen[bytes] | None = None
         self.url = ""
@@ -52,11 +54,11 @@ class Server:
         environment = {name: value for name, value in os.environ.items() if not name.startswith(("TESAPI_", "TESP_"))}
         environment |= {f"TESAPI_{key}": str(value) for key, value in self.settings.items()}
         with self.log.open("ab") as log:
-            command = [sys.executable, "-m", "tesapi", "serve"]
+            command = [sys.executable, "-m", "tesapi", self.command]
             self.process = subprocess.Popen(command, cwd=self.folder, env=environment, stderr=log, stdout=log)
         address = until(lambda: self._address(start_of_log), "the server")
         self.url = address.decode()
-        self.settings["SERVER__PORT"] = self.url.rpartition(":")[2]
+        self.settings[_PORTS[self.command]] = self.url.rpartition(":")[2]
 
     def _address(self, start_of_log: int) -> bytes | None:
         assert self.process is not None

@@ -21,11 +21,12 @@ import yaml
 from tests.conftest import missing
 from tests.daemon import free_port
 from tests.engines import DockerEngine, Missing
-from tests.images import import_python, import_rabbitmq
+from tests.images import import_mongo, import_python, import_rabbitmq
 from tests.jobs import until
 
 ROOT = pathlib.Path(__file__).parents[2]
-_PROFILES = {"": {"tesp-api"}, "pulsar": {"tesp-api", "pulsar_rest"}, "amqp": {"tesp-api", "rabbitmq", "pulsar_amqp"}}
+_ALWAYS = {"tesp-api", "tesp-db"}
+_PROFILES = {"": _ALWAYS, "pulsar": _ALWAYS | {"pulsar_rest"}, "amqp": _ALWAYS | {"rabbitmq", "pulsar_amqp"}}
 
 
 _SETTLED = ("COMPLETE", "EXECUTOR_ERROR", "SYSTEM_ERROR", "CANCELED")
@@ -137,11 +138,15 @@ class Up:
 
 
 @pytest.fixture(scope="module")
-def service(docker_engine: DockerEngine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def service(
+    docker_engine: DockerEngine, mongod_program: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Up]:
     """The service, built and brought up; taken down with all its data afterwards."""
     try:
-        for make_image in (import_python, import_rabbitmq):
-            make_image(docker_engine, tmp_path_factory.mktemp("images"))
+        folder = tmp_path_factory.mktemp("images")
+        import_python(docker_engine, folder)
+        import_rabbitmq(docker_engine, folder)
+        import_mongo(docker_engine, folder, mongod_program)
     except Missing as why:
         missing(str(why))
     project, port = f"tesp-{uuid.uuid4().hex[:8]}", free_port()
@@ -165,7 +170,7 @@ def service(docker_engine: DockerEngine, tmp_path_factory: pytest.TempPathFactor
     assert service.left == []
 
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1200)
 
 
 def _hello(service: Up, name: str, wait_s: int = 0) -> dict[str, Any]:
@@ -227,6 +232,15 @@ def test_a_task_is_canceled_and_its_container_is_gone(service: Up) -> None:
 
 def _runs(engine: DockerEngine, job_id: str) -> bool:
     return job_id in str(engine.engine.call("GET", "/containers/json"))
+
+
+def test_tasks_are_kept_in_mongodb_and_survive_that_all_is_taken_down(service: Up) -> None:
+    task_id = service.post(_hello(service, "kept.txt"))
+    before = service.wait_for(task_id, *_SETTLED)
+    assert "tesapi.db" not in service.compose("exec", "-T", "tesp-api", "ls", "/var/lib/tesapi")
+    service.compose("down", "--timeout", "5", profile="*")
+    service.up()
+    assert service.task(task_id) == before
 
 
 def test_the_service_is_an_ordinary_user_that_can_do_nothing_to_the_engine(service: Up) -> None:
