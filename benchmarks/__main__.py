@@ -8,6 +8,7 @@ Absolute figures change from machine to machine. What is compared:
 - what the service takes while nobody asks it for anything;
 - no-op tasks on the local backend, from POST to COMPLETE, beside bare loops that start the same sandboxes,
   and the same runners; on bubblewrap and on Docker;
+- no-op tasks on a Pulsar behind a RabbitMQ, beside a bare client of the broker that has the same jobs run;
 - moving a file in and out (TESAPI_BENCH_MIB says how large), by `file` beside cp, by `http` beside curl.
 """
 
@@ -19,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from benchmarks import http, idle, lists, local, storage
+from benchmarks import http, idle, lists, local, pulsar_amqp, storage
 
 
 def main() -> int:
@@ -35,6 +36,7 @@ def main() -> int:
         "idle": idle.run,
         "local": lambda folder: local.bubblewrap(folder, options.rounds),
         "docker": lambda folder: local.docker(folder, options.rounds),
+        "pulsar_amqp": lambda folder: pulsar_amqp.run(folder, options.rounds),
         "storage": lambda folder: storage.run(folder, options.rounds),
     }
     for name, run in cases.items():

@@ -611,13 +611,15 @@ class _Cleaning:
         self._wake = asyncio.Event()
 
     def begin(self) -> None:
-        """Take over what an earlier process, which was killed, has left of jobs of its own."""
+        """Take over what an earlier process had not seen removed."""
         if self._notes is not None:
             self._notes.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._others += sorted(note.name for note in self._notes.iterdir())
+            if self._others:
+                self._wake.set()
 
     def note(self, job_id: str) -> None:
-        """Remember, over the end of this process, that a job of our own is there."""
+        """Remember, over the end of this process, that there is a folder to be removed."""
         if self._notes is not None:
             (self._notes / job_id).touch()
 
@@ -628,7 +630,12 @@ class _Cleaning:
                 (self._notes / job_id).unlink(missing_ok=True)
 
     async def remove(self, job_id: str) -> None:
-        """Have a job's folder removed; returns when somebody is on the way to do it. Raises BackendUnavailable."""
+        """Have a job's folder removed; returns when that will not be forgotten any more. Raises BackendUnavailable."""
+        if self._notes is not None:
+            self.note(job_id)
+            self._others.append(job_id)
+            self._wake.set()
+            return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wanted.setdefault(job_id, []).append(done)
         self._wake.set()
@@ -662,6 +669,9 @@ class _Cleaning:
                     future.set_result(None)
                 else:
                     future.set_exception(failure)
+            if failure is not None and self._others:
+                await asyncio.sleep(_TRY_AGAIN_S)
+                self._wake.set()
 
 
 class _Remembered:

@@ -10,6 +10,7 @@ import pathlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import aio_pika
@@ -371,6 +372,25 @@ async def test_folders_of_ended_jobs_are_removed_many_at_once(
             await asyncio.sleep(0.05)
             names = [folder.name for folder in pulsar.jobs]
         assert names[0].startswith("tesapi-janitor-")
+
+
+async def test_folders_that_one_process_could_not_have_removed_are_removed_by_the_next(
+    make_pulsar: MakePulsar, address: BrokerAddress, options: PulsarOptions, tmp_path: pathlib.Path
+) -> None:
+    pulsar = make_pulsar()
+    noting = replace(options, notes=tmp_path / "notes")
+    async with at(address, noting) as site:
+        _, handle = await site.started(step("true"))
+        await site.end(handle)
+        await site.backend.discard(handle)
+    left = {folder.name for folder in pulsar.jobs}
+    assert handle["job_id"] in left
+    assert {note.name for note in (tmp_path / "notes").iterdir()} == left
+    async with at(address, noting) as site:
+        while left & {folder.name for folder in pulsar.jobs}:
+            await asyncio.sleep(0.05)
+        while left & {note.name for note in (tmp_path / "notes").iterdir()}:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_job_that_is_too_large_for_a_message_says_so(site: Site) -> None:
