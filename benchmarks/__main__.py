@@ -10,6 +10,7 @@ Absolute figures change from machine to machine. What is compared:
   and the same runners; on bubblewrap and on Docker;
 - no-op tasks through a real Pulsar over REST, beside a client that does the least for the same jobs; cancel there; and
   what 1,000 jobs in flight take that nobody looks at;
+- no-op tasks on a Pulsar behind a RabbitMQ, beside a bare client of the broker that has the same jobs run;
 - moving a file in and out (TESAPI_BENCH_MIB says how large), by `file` beside cp, by `http` beside curl.
 """
 
@@ -21,7 +22,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from benchmarks import http, idle, lists, local, pulsar, storage
+from benchmarks import http, idle, lists, local, pulsar, pulsar_amqp, storage
 
 
 def main() -> int:
@@ -38,6 +39,7 @@ def main() -> int:
         "local": lambda folder: local.bubblewrap(folder, options.rounds),
         "docker": lambda folder: local.docker(folder, options.rounds),
         "pulsar": lambda folder: pulsar.run(folder, options.rounds),
+        "pulsar_amqp": lambda folder: pulsar_amqp.run(folder, options.rounds),
         "storage": lambda folder: storage.run(folder, options.rounds),
     }
     for name, run in cases.items():

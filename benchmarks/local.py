@@ -64,8 +64,8 @@ def _docker(folder: pathlib.Path, rounds: int, engine: DockerEngine) -> None:
         _compare("Local backend, Docker", server, loops, _CONTAINERS, rounds)
         theirs, ours = [], []
         for _ in range(_ALONE):
-            theirs.append(_seconds(lambda: _call(container)))
-            ours.append(_seconds(lambda: _complete(server, 1, _LOOK_S)))
+            theirs.append(seconds(lambda: _call(container)))
+            ours.append(seconds(lambda: complete(server, 1, _LOOK_S)))
         reference, latency = statistics.median(theirs), statistics.median(ours)
         print(f"  docker run, one alone        {reference * 1e3:8.1f} ms")
         print(f"  POST to COMPLETE, one alone  {latency * 1e3:8.1f} ms   {latency / reference:5.2f} of docker run")
@@ -79,8 +79,8 @@ def _compare(title: str, server: Server, loops: Mapping[str, Callable[[], None]]
     tasks = []
     for _ in range(rounds):
         for name, loop in loops.items():
-            rates[name].append(count / _seconds(lambda loop=loop: _at_once(loop, count, width)))  # type: ignore[misc]
-        tasks.append(count / _seconds(lambda: _complete(server, count, _LOOK_AT_MANY_S)))
+            rates[name].append(count / seconds(lambda loop=loop: _at_once(loop, count, width)))  # type: ignore[misc]
+        tasks.append(count / seconds(lambda: complete(server, count, _LOOK_AT_MANY_S)))
     print(f"{title}, {count} no-op tasks, {width} at once, {rounds} rounds, load {os.getloadavg()[0]:.1f}")
     ours = statistics.median(tasks)
     print(f"  {'tasks to COMPLETE':28} {ours:8.1f}/s")
@@ -127,7 +127,7 @@ class _Runners:
         shutil.rmtree(folder)
 
 
-def _complete(server: Server, count: int, look_s: float) -> None:
+def complete(server: Server, count: int, look_s: float) -> None:
     """Have so many tasks run to their end, and look for that every `look_s`."""
     left = [server.post(_TRUE) for _ in range(count)]
     deadline = time.monotonic() + _PATIENCE_S
@@ -141,7 +141,7 @@ def _complete(server: Server, count: int, look_s: float) -> None:
             time.sleep(look_s)
 
 
-def _seconds(call: Callable[[], None]) -> float:
+def seconds(call: Callable[[], None]) -> float:
     began = time.perf_counter()
     call()
     return time.perf_counter() - began

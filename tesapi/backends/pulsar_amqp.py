@@ -53,6 +53,7 @@ _ATTACH_EVERY_S = 900.0
 _UNANSWERED = 6
 _UNANSWERED_S = 300.0
 _PARKED_S = 30.0
+_MOST_PARKED = 50
 _REMEMBERED = 10_000
 _GATHER_S = 1.0
 _MOST_AT_ONCE = 200
@@ -91,7 +92,6 @@ class _Followed:
     over: JobStatus | None = None
     sweeping: bool = False
     events: list[RunnerLine] = field(default_factory=list)
-    held: list[Update] = field(default_factory=list)
     followers: set[asyncio.Queue[_News | JobLost]] = field(default_factory=set)
 
     @property
@@ -314,7 +314,6 @@ class PulsarAmqpBackend:
             item = news.get_nowait()
             left += item.updates if isinstance(item, _News) else ()
         if not job.followers:
-            left += job.held
             if self._jobs.get(job.job_id) is job:
                 del self._jobs[job.job_id]
             if job.ended:
@@ -342,6 +341,8 @@ class PulsarAmqpBackend:
         if job is not None:
             return self._take_of_job(job, status, update)
         if job_id in self._over or job_id in self._discarded or update.copy:
+            return True
+        if len(self._parked) >= _MOST_PARKED:  # or there would be no room for what is waited for
             return True
         # Somebody may follow it soon, as after a restart.
         self._parked.setdefault(job_id, []).append((time.monotonic() + _PARKED_S, update))
@@ -376,10 +377,9 @@ class PulsarAmqpBackend:
                 job.wants = "attach"
                 self._rounds.hurry(job.job_id)
             return True
-        job.over = status
-        job.held.append(update)
+        job.over = status  # which is not kept from being forgotten: whoever follows the job later is told the same
         self._start_sweep(job)
-        return False
+        return True
 
     def _runs(self, job: _Followed, status: JobStatus, update: Update) -> bool:
         if status.status != "running" or job.seen is not None:
@@ -396,7 +396,9 @@ class PulsarAmqpBackend:
                 job.wants = "setup"
                 self._rounds.hurry(job.job_id)
             return
-        job.gone_since = job.gone_since or now
+        if job.gone_since is None:
+            job.gone_since = now
+            self._rounds.hurry(job.job_id, _FIRST_ASK_S)
         if now - job.gone_since >= self._options.gone_s:
             lost = JobLost(f"{self._name} has no trace of the job {job.job_id} any more, and so of how it ended.")
             for news in job.followers:
@@ -408,8 +410,7 @@ class PulsarAmqpBackend:
         if self._outlived(job):
             lines[-1] = ended(lines[-1].seq, Outcome.SYSTEM_ERROR, self._options.limit_sentence)
         job.events = lines
-        held, job.held = job.held, []
-        self._put(job, _News(lines, [*held, *updates]))
+        self._put(job, _News(lines, updates))
 
     def _put(self, job: _Followed, news: _News) -> None:
         for number, follower in enumerate(job.followers):
@@ -461,17 +462,16 @@ class PulsarAmqpBackend:
     async def _look_after_job(self, job: _Followed) -> float | None:
         if not self._health.up:
             return _SLOWEST_ASK_S  # messages would only wait, and be answered all at once
-        if job.over is not None:
-            return None  # a sweep is on its way
         now = time.monotonic()
         if self._outlived(job):
             self._canceling.setdefault(job.job_id, now)
+        if job.sweeping:  # which tells the rest; but what it waits for may still live
+            return await self._kill(job) if job.job_id in self._canceling else None
         if job.heard and now - max(job.attached_at, job.since) > _ATTACH_EVERY_S:
             job.wants = job.wants or "attach"
         await self._send_what_it_wants(job)
         if job.job_id in self._canceling:
-            await self._queues.publish("kill", {"job_id": job.job_id})
-            job.kills += 1
+            await self._kill(job)
             await asyncio.sleep(_KILL_TO_STATUS_S)  # they are read from different queues
         await self._queues.publish("status", {"request": "status", "job_id": job.job_id})
         job.asks = job.asks + 1 if job.asked_at is not None else 0
@@ -481,9 +481,17 @@ class PulsarAmqpBackend:
             return None
         return self._interval_s(job)
 
+    async def _kill(self, job: _Followed) -> float:
+        """Have Pulsar kill the job, if it has it by now; after how long to do so again."""
+        await self._queues.publish("kill", {"job_id": job.job_id})
+        job.kills += 1
+        return min(_FIRST_KILL_S * 1.5**job.kills, _SLOWEST_KILL_S)
+
     def _interval_s(self, job: _Followed) -> float:
         if job.job_id in self._canceling:
             return min(_FIRST_KILL_S * 1.5**job.kills, _SLOWEST_KILL_S)
+        if job.gone_since is not None:
+            return _FIRST_ASK_S
         quiet = time.monotonic() - max(job.heard_at if job.heard else 0.0, job.since)
         return min(max(_FIRST_ASK_S, quiet * 0.3), _SLOWEST_ASK_S)
 
@@ -603,13 +611,15 @@ class _Cleaning:
         self._wake = asyncio.Event()
 
     def begin(self) -> None:
-        """Take over what an earlier process, which was killed, has left of jobs of its own."""
+        """Take over what an earlier process had not seen removed."""
         if self._notes is not None:
             self._notes.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._others += sorted(note.name for note in self._notes.iterdir())
+            if self._others:
+                self._wake.set()
 
     def note(self, job_id: str) -> None:
-        """Remember, over the end of this process, that a job of our own is there."""
+        """Remember, over the end of this process, that there is a folder to be removed."""
         if self._notes is not None:
             (self._notes / job_id).touch()
 
@@ -620,7 +630,12 @@ class _Cleaning:
                 (self._notes / job_id).unlink(missing_ok=True)
 
     async def remove(self, job_id: str) -> None:
-        """Have a job's folder removed; returns when somebody is on the way to do it. Raises BackendUnavailable."""
+        """Have a job's folder removed; returns when that will not be forgotten any more. Raises BackendUnavailable."""
+        if self._notes is not None:
+            self.note(job_id)
+            self._others.append(job_id)
+            self._wake.set()
+            return
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._wanted.setdefault(job_id, []).append(done)
         self._wake.set()
@@ -654,6 +669,9 @@ class _Cleaning:
                     future.set_result(None)
                 else:
                     future.set_exception(failure)
+            if failure is not None and self._others:
+                await asyncio.sleep(_TRY_AGAIN_S)
+                self._wake.set()
 
 
 class _Remembered:

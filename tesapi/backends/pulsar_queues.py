@@ -28,6 +28,8 @@ from tesapi.backends.health import Health, Standing
 from tesapi.errors import BackendUnavailable
 
 _log = logging.getLogger(__name__)
+for _library in ("aio_pika", "aiormq"):  # what a connection's end means is told here, once and not at each attempt
+    logging.getLogger(_library).setLevel(logging.CRITICAL)
 
 LARGEST_MESSAGE_BYTES = 15 << 20
 """Some brokers take no message of more than 16 MiB, and close the connection of whoever sends one."""

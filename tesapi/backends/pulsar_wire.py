@@ -210,6 +210,9 @@ class PulsarServer:
             raise self._away(f"no connection within {self.address.timeout_s:g} s", error) from error
         except httpx.TimeoutException as error:
             raise self._away(f"no answer within {self.address.timeout_s:g} s", error) from error
+        except AttributeError as error:
+            # anyio asks a connection for its peer's name, and trips where that was closed at the very same moment.
+            raise self._away("it closed the connection at once", error) from error
         except (httpx.TransportError, httpx.InvalidURL) as error:
             raise self._away(_said(error), error) from error
         self._health.answered(time.monotonic() - began)

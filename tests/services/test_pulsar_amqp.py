@@ -10,13 +10,13 @@ import pathlib
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import aio_pika
 import pytest
 import trustme
 
-from tesapi import __version__
 from tesapi.backends import pulsar_amqp, pulsar_queues
 from tesapi.backends.base import Capacity
 from tesapi.backends.health import Health, Standing
@@ -25,14 +25,15 @@ from tesapi.backends.pulsar_jobs import PulsarOptions
 from tesapi.backends.pulsar_queues import BrokerAddress
 from tesapi.backends.runtimes import RuntimeOptions
 from tesapi.errors import BackendUnavailable, JobLost
-from tesapi.jobs.bundle import runner_text
 from tesapi.jobs.plan import Job
-from tesapi.tes.events import ExecutorEnded, Handle, JobEnded, JobNoted, JobSeen, Outcome, RunnerEvent
+from tesapi.tes.events import ExecutorEnded, Handle, JobEnded, JobNoted, Outcome, RunnerEvent
+from tests.backends import end_of, events_of, make_job
 from tests.daemon import free_port
 from tests.jobs import processes_with, sandboxes, script, step
 from tests.proxy import Proxy
 from tests.pulsars import Pulsar
 from tests.rabbit import Rabbit
+from tests.slurm import Slurm
 
 MakePulsar = Callable[..., Pulsar]
 ONCE = script("echo ran >> /v/ran; sleep 1; cat /v/ran")
@@ -59,6 +60,7 @@ def make_pulsar(
 
         def make(name: str = "pulsar", url: str | None = None, **options: object) -> Pulsar:
             managers: Any = options.pop("managers", None)
+            environment: Any = options.pop("environment", None)
             app_options = {"amqp_key_prefix": prefix, **options}
             if managers is not None:
                 del app_options["amqp_key_prefix"]
@@ -69,6 +71,7 @@ def make_pulsar(
                 web=False,
                 managers=managers,
                 app_options=app_options,
+                environment=environment,
             )
             return stack.enter_context(pulsar)
 
@@ -95,30 +98,8 @@ class Site:
         self.backend = PulsarAmqpBackend(address, self.health, Capacity(8), options)
 
     async def job(self, *steps: dict[str, Any], **fields: Any) -> Job:
-        """A job's document, as soon as it is known which runtime there is."""
-        while True:
-            with contextlib.suppress(BackendUnavailable):
-                runtime = await self.backend.runtime()
-                break
-            await asyncio.sleep(0.02)
-        job_id = f"job-{uuid.uuid4()}"
-        document = {
-            "version": 1,
-            "job_id": job_id,
-            "task_id": "task",
-            "store_id": "store",
-            "limits": {},
-            "executors": steps,
-            "inputs": [],
-            "outputs": [],
-            "volumes": ["/v"],
-            "storage": {"file": {"roots": []}},
-            "runtime": dict(runtime),
-            "tail_bytes": 65536,
-            "tidy": True,
-            **fields,
-        }
-        return Job(job_id, json.dumps(document), runner_text(__version__), 1, 0.0)
+        """A job, as soon as it is known which runtime there is."""
+        return await make_job(self.backend, *steps, **{"volumes": ["/v"], **fields})
 
     async def started(self, *steps: dict[str, Any], **fields: Any) -> tuple[Job, Handle]:
         """A job that has been sent."""
@@ -140,13 +121,11 @@ class Site:
 
     async def report(self, handle: Handle) -> list[RunnerEvent]:
         """Everything that a job's runner tells."""
-        return [event for event in await self.events(handle) if not isinstance(event, JobSeen)]
+        return await events_of(self.backend, handle)
 
     async def end(self, handle: Handle) -> JobEnded:
         """How a job ended."""
-        end = (await self.events(handle))[-1]
-        assert isinstance(end, JobEnded)
-        return end
+        return await end_of(self.backend, handle)
 
     async def is_(self, standing: Standing) -> None:
         """Wait until the destination is so."""
@@ -311,6 +290,32 @@ async def test_an_end_that_the_runner_does_not_bear_out_is_not_believed(
     assert _printed(await report) == ["ran\n"]
 
 
+async def test_a_job_can_be_canceled_also_while_a_sweep_waits_for_it(site: Site, mailman: Mailman) -> None:
+    job, handle = await site.started(step("sleep", "1000"))
+    end = asyncio.ensure_future(site.end(handle))
+    await _sandbox(job)
+    await mailman.sends("status_update", {"job_id": job.job_id, "status": "failed", "complete": "true"})
+    while not processes_with("--sweep"):
+        await asyncio.sleep(0.02)
+    await site.backend.cancel(handle)
+    assert (await end).outcome is Outcome.CANCELED
+    assert sandboxes(job.job_id) == []
+
+
+async def test_many_jobs_are_canceled_at_once_though_few_updates_are_taken_at_once(
+    make_pulsar: MakePulsar, address: BrokerAddress, options: PulsarOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulsar_queues, "_AT_ONCE", 2)
+    make_pulsar()
+    async with at(address, options) as site:
+        jobs = [await site.started(step("sleep", "1000")) for _ in range(8)]
+        ends = [asyncio.ensure_future(site.end(handle)) for _, handle in jobs]
+        await asyncio.gather(*(_sandbox(job) for job, _ in jobs))
+        await asyncio.gather(*(site.backend.cancel(handle) for _, handle in jobs))
+        assert {end.outcome for end in await asyncio.gather(*ends)} == {Outcome.CANCELED}
+        assert [job.job_id for job, _ in jobs if sandboxes(job.job_id)] == []
+
+
 async def test_what_comes_late_or_twice_changes_nothing(site: Site, mailman: Mailman) -> None:
     job, handle = await site.started(step("true"))
     report = await site.report(handle)
@@ -367,6 +372,25 @@ async def test_folders_of_ended_jobs_are_removed_many_at_once(
             await asyncio.sleep(0.05)
             names = [folder.name for folder in pulsar.jobs]
         assert names[0].startswith("tesapi-janitor-")
+
+
+async def test_folders_that_one_process_could_not_have_removed_are_removed_by_the_next(
+    make_pulsar: MakePulsar, address: BrokerAddress, options: PulsarOptions, tmp_path: pathlib.Path
+) -> None:
+    pulsar = make_pulsar()
+    noting = replace(options, notes=tmp_path / "notes")
+    async with at(address, noting) as site:
+        _, handle = await site.started(step("true"))
+        await site.end(handle)
+        await site.backend.discard(handle)
+    left = {folder.name for folder in pulsar.jobs}
+    assert handle["job_id"] in left
+    assert {note.name for note in (tmp_path / "notes").iterdir()} == left
+    async with at(address, noting) as site:
+        while left & {folder.name for folder in pulsar.jobs}:
+            await asyncio.sleep(0.05)
+        while left & {note.name for note in (tmp_path / "notes").iterdir()}:
+            await asyncio.sleep(0.05)
 
 
 async def test_a_job_that_is_too_large_for_a_message_says_so(site: Site) -> None:
@@ -565,6 +589,26 @@ async def test_a_message_that_stops_pulsar_reading_is_recognised(
         await site.is_(Standing.UP)
         _, handle = await site.started(step("true"))
         assert (await site.end(handle)).outcome is Outcome.COMPLETE
+
+
+async def test_slurm_behind_pulsar_behind_a_broker(
+    make_pulsar: MakePulsar, rabbit: Rabbit, options: PulsarOptions, slurm: Slurm
+) -> None:
+    url = await asyncio.to_thread(rabbit.add_vhost, f"own-{uuid.uuid4().hex[:8]}")
+    manager = {"type": "queued_cli", "job_plugin": "Slurm", "shell_plugin": "LocalShell", "job_ncpus": 1}
+    make_pulsar(url=url, managers={"slurm": manager}, environment=slurm.environment)
+    async with at(BrokerAddress("site", url, manager="slurm"), options) as site:
+        _, handle = await site.started(ONCE)
+        assert _printed(await site.report(handle)) == ["ran\n"]
+        jobs = [await site.started(step("sleep", "1000")) for _ in range(6)]  # four run, two wait in Slurm's queue
+        ends = [asyncio.ensure_future(site.end(handle)) for _, handle in jobs]
+        while sum(bool(sandboxes(job.job_id)) for job, _ in jobs) < 4:
+            await asyncio.sleep(0.05)
+        await asyncio.gather(*(site.backend.cancel(handle) for _, handle in jobs))
+        assert {end.outcome for end in await asyncio.gather(*ends)} == {Outcome.CANCELED}
+        assert [job.job_id for job, _ in jobs if sandboxes(job.job_id)] == []
+        while await asyncio.to_thread(slurm.queue):
+            await asyncio.sleep(0.1)
 
 
 # Where a Pulsar is.

@@ -46,6 +46,18 @@ def amqp(
             yield {"service": server, "broker": rabbit, "Pulsar": pulsar}
 
 
+@pytest.fixture
+def both(
+    tmp_path: pathlib.Path, rabbit: Rabbit, pulsar_programs: pathlib.Path, bubblewrap: Mapping[str, object]
+) -> Iterator[Victims]:
+    """A service, and a Pulsar that it reaches over REST and that tells of its jobs through a broker."""
+    url = rabbit.add_vhost("both")
+    with Pulsar(tmp_path / "pulsar", pulsar_programs, message_queue_url=url) as pulsar:
+        place = {"PULSAR__URL": pulsar.url, "PULSAR__PRIVATE_TOKEN": f'"{pulsar.token}"', "PULSAR__AMQP_URL": url}
+        with Server(tmp_path, **place, **at_pulsar(tmp_path)) as server:
+            yield {"service": server, "broker": rabbit, "Pulsar": pulsar}
+
+
 def at_pulsar(folder: pathlib.Path) -> dict[str, object]:
     """What is set of a Pulsar that sees the service's files."""
     return {
@@ -58,7 +70,7 @@ def at_pulsar(folder: pathlib.Path) -> dict[str, object]:
 
 @pytest.mark.soak
 @pytest.mark.timeout(400 + 10 * SIZE)
-@pytest.mark.parametrize("kind", ["amqp"])
+@pytest.mark.parametrize("kind", ["amqp", "both"])
 def test_service_broker_and_pulsar_are_killed_again_and_again(
     request: pytest.FixtureRequest, tmp_path: pathlib.Path, counting: Counting, kind: str
 ) -> None:
@@ -91,7 +103,7 @@ def test_service_broker_and_pulsar_are_killed_again_and_again(
     job_ids = [log["metadata"]["job_id"] for task in tasks.values() for log in task["logs"] if "metadata" in log]
     assert job_ids
     assert [job_id for job_id in job_ids if sandboxes(job_id)] == []
-    until(lambda: not {job.name for job in pulsar.jobs} & set(job_ids), "job folders to be removed", 60)
+    until(lambda: not {job.name for job in pulsar.jobs} & set(job_ids), "job folders to be removed", 120)
     # Each job that removes folders leaves its own, which a later one removes; so do other jobs of the service's own.
     assert len(pulsar.jobs) < 20
     print(f"\nkill suite over {kind}: seed {SEED}, {len(tasks)} tasks, killed: {dict(killed)}")
