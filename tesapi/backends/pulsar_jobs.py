@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +28,8 @@ class PulsarOptions:
 
     A job is asked for at least every `poll_interval_s`, but for crowds of them; with `max_polls`, it is stopped after
     so many times that long. A job whose folder is not there is given up after `gone_s`: a file system may come back.
-    In the folder `notes`, its own, helper jobs are noted while they are there: we may be killed meanwhile.
+    In the folder `notes`, its own, helper jobs are noted while they are there (we may be killed meanwhile), and what
+    the last probe found.
     """
 
     python: str = "python3"
@@ -48,6 +51,41 @@ class PulsarOptions:
             f"The job was stopped because it took longer than max_polls ({self.max_polls}) times "
             f"poll_interval ({self.poll_interval_s:g} s) of pulsar.status."
         )
+
+
+class ProbeNote:
+    """What the last probe of a destination answered, for the time until the next one has.
+
+    In a batch system that one waits like any other job, and what was started before is to be followed and canceled.
+    `about` tells what was probed: another runner, address or setting may find something else.
+    """
+
+    def __init__(self, folder: Path | None, about: Sequence[object]) -> None:
+        self._path = None if folder is None else folder / PROBE_NOTE
+        self._about = json.loads(json.dumps(about))
+
+    def read(self) -> Mapping[str, object] | None:
+        """The answer, where there was one about the same."""
+        if self._path is None:
+            return None
+        try:
+            note = json.loads(self._path.read_text("utf-8"))
+            return dict(note["answer"]) if note["about"] == self._about else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, answer: Mapping[str, object]) -> None:
+        """Keep an answer. Where it cannot be written, the next start waits for its probe."""
+        if self._path is None:
+            return
+        new = self._path.with_name(f"{PROBE_NOTE}.new")
+        with contextlib.suppress(OSError):
+            new.write_text(json.dumps({"about": self._about, "answer": dict(answer)}), "utf-8")
+            new.replace(self._path)
+
+
+PROBE_NOTE = ".probe.json"
+"""The file in the folder of notes; those on helper jobs bear their ids, which begin with no dot."""
 
 
 def probe_level(answer: Mapping[str, object]) -> int:

@@ -25,8 +25,16 @@ from typing import Protocol, Self
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.health import Health, Standing
-from tesapi.backends.pulsar_jobs import PulsarOptions, ended, probe_level, why_not_run
-from tesapi.backends.pulsar_wire import CONNECTIONS, JobStatus, NotLetIn, PulsarRefused, PulsarServer, too_old
+from tesapi.backends.pulsar_jobs import ProbeNote, PulsarOptions, ended, probe_level, why_not_run
+from tesapi.backends.pulsar_wire import (
+    CONNECTIONS,
+    JobStatus,
+    NotLetIn,
+    PulsarRefused,
+    PulsarServer,
+    shown_url,
+    too_old,
+)
 from tesapi.backends.rounds import Rounds
 from tesapi.errors import BackendUnavailable, JobLost
 from tesapi.jobs.bundle import runner_text
@@ -120,6 +128,9 @@ class PulsarRestBackend:
         self._helpers: set[str] = set()
         self._tails: dict[str, tuple[float, LogTails | None]] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
+        about = (__version__, shown_url(server.address.url), server.address.manager, options.python, options.runtime)
+        self._probe_note = ProbeNote(options.notes, about)
+        self._probed = False
         self._found: Mapping[str, object] | None = None
         self._runtime_sentence = "It has not been found out yet which container runtime works there."
         self._stack = contextlib.AsyncExitStack()
@@ -135,6 +146,9 @@ class PulsarRestBackend:
     async def __aenter__(self) -> Self:
         if self._options.notes is not None:
             self._options.notes.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (answer := self._probe_note.read()) is not None:
+            self._take_answer(answer)
+            self._runtime_sentence += " So it was when this was last asked; it is being asked again."
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._server)
             children = await stack.enter_async_context(asyncio.TaskGroup())
@@ -177,7 +191,7 @@ class PulsarRestBackend:
                     await self._remove_forgotten_helpers()
             if came_back and self._health.outages:
                 self._calls.ask([job for job in self._jobs.values() if job.events], over=False)
-            wanted = self._health.up and self._found is None and time.monotonic() - probed > _PROBE_AGAIN_S
+            wanted = self._health.up and not self._probed and time.monotonic() - probed > _PROBE_AGAIN_S
             if wanted and await self._probe():
                 probed = time.monotonic()
             failures = 0 if self._health.up else failures + 1
@@ -214,21 +228,27 @@ class PulsarRestBackend:
         try:
             answer: Mapping[str, object] = await self.run_helper("probe", "--probe", self._options.runtime)
         except PulsarRefused as error:
-            answer = {}
-            self._runtime_sentence = (
+            sentence = (
                 f"{name} refuses a job of ours ({error}); with tool_config_files in its app.yml a Pulsar runs "
                 "nothing but Galaxy's tools."
             )
+            answer = {"found": None, "sentence": sentence}
         except BackendUnavailable as error:
-            self._runtime_sentence = f"It could not be found out which container runtime works: {error}"
-            _log.warning("%s: %s", name, self._runtime_sentence)
+            sentence = f"It could not be found out which container runtime works: {error}"
+            if self._found is None:
+                self._runtime_sentence = sentence
+            _log.warning("%s: %s", name, sentence)
             return False
-        else:
-            found = answer.get("found")
-            self._found = found if isinstance(found, Mapping) else None
-            self._runtime_sentence = str(answer.get("sentence"))
+        self._take_answer(answer)
+        self._probed = self._found is not None
+        self._probe_note.write(answer)
         _log.log(probe_level(answer), "%s: %s", name, self._runtime_sentence)
         return True
+
+    def _take_answer(self, answer: Mapping[str, object]) -> None:
+        found = answer.get("found")
+        self._found = found if isinstance(found, Mapping) else None
+        self._runtime_sentence = str(answer.get("sentence"))
 
     async def run_helper(self, purpose: str, option: str, given: object) -> Mapping[str, object]:
         """Run the runner for something else than a job; the line of JSON that it prints.
@@ -241,6 +261,7 @@ class PulsarRestBackend:
             note.touch()
         self._helpers.add(job_id)
         place = await self._server.set_up(job_id)
+        status: JobStatus | None = None
         try:
             await self._server.upload(place.job_id, "input", "runner.py", runner_text(__version__).encode("ascii"))
             await self._server.upload(place.job_id, "input", "given.json", json.dumps(given).encode("ascii"))
@@ -251,7 +272,7 @@ class PulsarRestBackend:
                 delay_s = min(delay_s * 1.5, 5.0)
         finally:
             with contextlib.suppress(BackendUnavailable, PulsarRefused):
-                await asyncio.shield(self._remove_helper(job_id, place.job_id))
+                await asyncio.shield(self._remove_helper(job_id, place.job_id, over=status is not None and status.over))
         try:
             answer = json.loads(status.stdout.splitlines()[-1])
         except (ValueError, IndexError) as error:
@@ -260,8 +281,11 @@ class PulsarRestBackend:
             raise BackendUnavailable(why_not_run(self._server.address.name, status))
         return answer
 
-    async def _remove_helper(self, job_id: str, there: str) -> None:
+    async def _remove_helper(self, job_id: str, there: str, *, over: bool) -> None:
         self._helpers.discard(job_id)  # if it cannot be removed now, it is a forgotten one
+        if not over:
+            await self._server.cancel(there)  # it may wait in the queue of a batch system
+            await self._status(there)  # whereupon Pulsar forgets it
         await self._server.delete(there)
         note = self._note_of(job_id)
         if note is not None:
@@ -274,9 +298,9 @@ class PulsarRestBackend:
         """Remove what an earlier process has left because it was killed, or we because it was away."""
         notes = self._options.notes
         for note in [] if notes is None else sorted(notes.iterdir()):
-            if note.name not in self._helpers:
+            if note.name not in self._helpers and not note.name.startswith("."):
                 with contextlib.suppress(PulsarRefused):
-                    await self._remove_helper(note.name, note.name)
+                    await self._remove_helper(note.name, note.name, over=False)
 
     def _command(self, directory: str, *words: str) -> str:
         inputs = f"{directory}/inputs"
