@@ -34,7 +34,7 @@ from tesapi.backends.runtimes import BASE_IMAGES, RuntimeOptions, RuntimeProbe
 from tesapi.dispatch.dispatcher import Dispatcher
 from tesapi.dispatch.drive import Driver
 from tesapi.dispatch.retention import Retention, purge_again_and_again
-from tesapi.dispatch.routing import Destination, Site, supported_parameters
+from tesapi.dispatch.routing import LOCAL_AT, Destination, Site, supported_parameters
 from tesapi.errors import ConfigurationProblem
 from tesapi.runner.runtimes.bubblewrap import HOST
 from tesapi.settings import Destination as PulsarSettings
@@ -198,7 +198,7 @@ def _destinations(settings: Settings, store_id: str) -> dict[str, Destination]:
         directory = settings.server.data_dir / "jobs" / store_id
         local = LocalBackend(directory, _local_capacity(settings), _probe(settings, directory))
         # On a store that other hosts share: nobody but this one can follow its jobs.
-        name = "local" if settings.db.mongodb_uri is None else f"local@{socket.gethostname()}"
+        name = "local" if settings.db.mongodb_uri is None else f"{LOCAL_AT}{socket.gethostname()}"
         site = Site(name, roots=tuple(map(str, settings.file_roots)))
         destinations[site.name] = Destination(site, local, settings.job_storage)
     for name, pulsar in settings.pulsars.items():

@@ -13,6 +13,7 @@ from datetime import datetime, timedelta
 
 from tesapi import logs
 from tesapi.dispatch.drive import Driver, Waiting
+from tesapi.dispatch.routing import LOCAL_AT
 from tesapi.errors import BackendUnavailable, StoreUnavailable
 from tesapi.store.base import TaskStore
 from tesapi.tasks import Tasks, now
@@ -121,9 +122,15 @@ class Dispatcher:
         return max(0, room - placing)
 
     async def _claim(self, children: asyncio.TaskGroup, *, queued: int) -> None:
-        for record in await self._store.claim(self._holder, queued=queued, ttl=self._lease):
+        elsewhere = [name for name in await self._store.occupied() if self._is_of_another_host(name)]
+        claimed = await self._store.claim(self._holder, queued=queued, ttl=self._lease, passed_over=elsewhere)
+        for record in claimed:
             driven = self._driven[record.id] = _Driven(placing=record.work is Work.QUEUED)
             driven.child = children.create_task(self._see_through(record, driven), name=f"drive {record.id}")
+
+    def _is_of_another_host(self, destination: str) -> bool:
+        """Whether only another dispatcher can reach the jobs there."""
+        return destination.startswith(LOCAL_AT) and destination not in self._driver.destinations
 
     async def _renew(self) -> None:
         if time.monotonic() - self._last_renewal < self._lease.total_seconds() / _RENEWALS_PER_LEASE:
@@ -184,7 +191,7 @@ class Dispatcher:
                     await asyncio.sleep(self._retry_s(record.id))
                 except BackendUnavailable as error:
                     record = await self._reloaded(record)
-                    if record.work is Work.QUEUED:
+                    if record.work is Work.QUEUED or not self._driver.knows_destination_of(record):
                         raise
                     await self._wait_for_its_destination(record, driven, error)
                 else:
@@ -203,7 +210,9 @@ class Dispatcher:
 
     async def _postponed(self, record: TaskRecord, why: str, *, because_full: bool) -> float:
         delay_s = self._retry_s(record.id)
-        if not because_full:  # so will others find it
+        if await self._is_hopeless(record, BackendUnavailable(why)):
+            return delay_s
+        if not because_full and record.work is Work.QUEUED:  # so will others find it
             self._pause_until = time.monotonic() + self._poll_interval_s
         _log.info("Looking for a place again in %.0f s: %s", delay_s, why)
         await self._note(record, f"Waiting: {why}")

@@ -64,6 +64,10 @@ class Driver:
             offers.append(Offer(destination.site, backend.capacity, placed.get(name, 0), unavailable, backend.images))
         return offers
 
+    def knows_destination_of(self, record: TaskRecord) -> bool:
+        """Whether the destination of the task's job is among these."""
+        return _current(record).destination in self.destinations
+
     def takes_jobs(self, record: TaskRecord) -> bool:
         """Whether the destination of the task's job answers, and could run it."""
         destination = self.destinations.get(_current(record).destination)

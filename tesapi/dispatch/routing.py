@@ -13,6 +13,9 @@ from tesapi.backends.base import Backend, Capacity, Need
 from tesapi.jobs.plan import needs
 from tesapi.tes.record import TaskRecord
 
+LOCAL_AT = "local@"
+"""How the name of a host's own destination begins, on a store that several hosts share."""
+
 _OWN_PARAMETERS = ("destination", "pulsar_manager")
 
 

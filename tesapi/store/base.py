@@ -122,10 +122,13 @@ class TaskStore(Protocol):
         """How many tasks `purge` would remove if it were asked until it answers 0."""
         ...
 
-    async def claim(self, holder: str, *, queued: int, ttl: timedelta) -> list[TaskRecord]:
+    async def claim(
+        self, holder: str, *, queued: int, ttl: timedelta, passed_over: Collection[str] = ()
+    ) -> list[TaskRecord]:
         """Lease to `holder` every placed task, and up to `queued` queued ones, that nobody holds and that are due.
 
-        The queued ones are taken from their owners in turn, each owner's oldest first. Placed ones come oldest first.
+        Tasks that are placed at a destination that is `passed_over` are left to others. The queued ones are taken from
+        their owners in turn, each owner's oldest first. Placed ones come oldest first.
         """
         ...
 

@@ -480,15 +480,17 @@ class MongoStore:
 
     # Leasing.
 
-    async def claim(self, holder: str, *, queued: int, ttl: timedelta) -> list[TaskRecord]:
-        claiming = asyncio.ensure_future(self._claim(holder, queued, ttl))
+    async def claim(
+        self, holder: str, *, queued: int, ttl: timedelta, passed_over: Collection[str] = ()
+    ) -> list[TaskRecord]:
+        claiming = asyncio.ensure_future(self._claim(holder, queued, ttl, passed_over))
         try:
             return await asyncio.shield(claiming)
         except asyncio.CancelledError:
             self._later(self._give_back(holder, claiming))
             raise
 
-    async def _claim(self, holder: str, queued: int, ttl: timedelta) -> list[TaskRecord]:
+    async def _claim(self, holder: str, queued: int, ttl: timedelta, passed_over: Collection[str]) -> list[TaskRecord]:
         """Lease under a token of its own what is due, and read what has that token.
 
         A claim whose end nobody heard of may have leased tasks, or do so later: they come to the next one.
@@ -498,7 +500,8 @@ class MongoStore:
         try:
             with self._db.answering(_PATIENCE_S):
                 await self._set_free(holder, ttl)
-                placed = await self._db.tasks.find({"due": Work.PLACED.value}, {"_id": 1}).to_list()
+                followed = {"due": Work.PLACED.value, "destination": {"$nin": list(passed_over)}}
+                placed = await self._db.tasks.find(followed, {"_id": 1}).to_list()
                 earlier = unheard[-_CLAIMS_KNOWN:]
                 unheard[:] = [*earlier, token]
                 rows = await self._leased_earlier(holder, token, earlier) if earlier else []

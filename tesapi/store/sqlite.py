@@ -52,7 +52,9 @@ _SELECT = {View.MINIMAL: _MINIMAL, View.BASIC: _BASIC, View.FULL: _RECORD}
 _BY_ID = " WHERE t.id = ?"
 _BY_SEQ = " WHERE t.seq = ?"
 
-_TO_FOLLOW = "SELECT seq FROM tasks WHERE work = 'placed' AND holder IS NULL AND not_before IS NULL ORDER BY seq"
+_TO_FOLLOW = (
+    "SELECT seq, destination FROM tasks WHERE work = 'placed' AND holder IS NULL AND not_before IS NULL ORDER BY seq"
+)
 _TO_PLACE_FIRST = (
     "SELECT seq, owner FROM tasks WHERE work = 'queued' AND holder IS NULL AND not_before IS NULL"
     " ORDER BY owner, seq LIMIT 1"
@@ -178,8 +180,10 @@ class SqliteStore:
         with self._answering():
             return dict(self._loop_reads.execute(_PLACED).fetchall())
 
-    async def claim(self, holder: str, *, queued: int, ttl: timedelta) -> list[TaskRecord]:
-        claimed = self._writer.submit(lambda db: self._claim(db, holder, queued, ttl))
+    async def claim(
+        self, holder: str, *, queued: int, ttl: timedelta, passed_over: Collection[str] = ()
+    ) -> list[TaskRecord]:
+        claimed = self._writer.submit(lambda db: self._claim(db, holder, queued, ttl, passed_over))
         try:
             return await asyncio.shield(claimed)
         except asyncio.CancelledError:
@@ -262,11 +266,13 @@ class SqliteStore:
 
     # Leasing; on the writer's thread.
 
-    def _claim(self, db: sqlite3.Connection, holder: str, queued: int, ttl: timedelta) -> list[TaskRecord]:
+    def _claim(
+        self, db: sqlite3.Connection, holder: str, queued: int, ttl: timedelta, passed_over: Collection[str]
+    ) -> list[TaskRecord]:
         db.execute(_DUE_AGAIN, (time.time(),))
         db.execute(_TOO_FAR_OFF, (time.time() + _LONGEST_PAUSE_S,))  # the machine's clock has been set back
         db.executemany(_DROP_LEASES, [(stale,) for stale in self._stale(db, ttl) - {holder}])  # a taker lives
-        placed = [seq for (seq,) in db.execute(_TO_FOLLOW)]
+        placed = [seq for seq, destination in db.execute(_TO_FOLLOW) if destination not in passed_over]
         db.executemany(_LEASE, [(holder, seq) for seq in placed])
         taken = placed + self._in_turn(db, holder, queued)
         if taken:

@@ -680,6 +680,13 @@ async def test_no_more_queued_tasks_are_claimed_than_asked_for(store: TaskStore)
     assert await claimed(store, queued=9) == ids(records[2:])
 
 
+async def test_what_is_placed_where_only_others_can_reach_it_is_left_to_them(store: TaskStore) -> None:
+    here, there, queued = await kept(store, placed(new()), placed(new(), "local@other"), new())
+    found = await store.claim("a", queued=9, ttl=MINUTE, passed_over=["local@other"])
+    assert ids(found) == ids([here, queued])
+    assert ids(await store.claim("b", queued=9, ttl=MINUTE)) == ids([there])
+
+
 async def test_placed_tasks_are_all_claimed_oldest_first_and_beside_the_queued_ones(store: TaskStore) -> None:
     records = await kept(store, *(placed(new(owner=owner)) for owner in ("cyd", "ada", "bob")), new(), new())
     assert await store.claim("a", queued=1, ttl=MINUTE) == records[:4]
