@@ -19,8 +19,8 @@ from tests.rabbit import Rabbit
 from tests.services.server import SETTLED, Server
 from tests.services.workload import Counting, Poster, check
 
-SIZE = int(os.environ.get("TESAPI_TEST_SIZE", "60"))
-KILLS = int(os.environ.get("TESAPI_TEST_KILLS", "10"))
+SIZE = int(os.environ.get("TESAPI_TEST_SIZE", "20"))
+KILLS = int(os.environ.get("TESAPI_TEST_KILLS", "5"))
 SEED = int(os.environ.get("TESAPI_TEST_SEED", "1"))
 
 Victims = Mapping[str, Server | Pulsar | Rabbit]
