@@ -9,7 +9,7 @@ TesapiError
 │   └── KeyReused           an Idempotency-Key came again with another task
 ├── QueueFull               the caller, later: as many tasks as may be are waiting; nothing was stored
 ├── DestinationFull         nobody: as many tasks as may be are placed there; one more when one of them is done
-├── StoreUnavailable        whoever runs the store: nothing was written; ask again later
+├── StoreUnavailable        whoever runs the store: nothing is known to be written; ask again later
 ├── BackendUnavailable      whoever runs the destination: nothing is known to be wrong with the job; ask again later
 └── JobLost                 nobody: the destination has no trace of a job that was placed there
 """
@@ -92,7 +92,7 @@ class DestinationFull(TesapiError):
 
 
 class StoreUnavailable(TesapiError):
-    """The store did not take or give the record; nothing was changed."""
+    """The store did not take or give the record in time; see `TaskStore` on what may have been written."""
 
 
 class BackendUnavailable(TesapiError):

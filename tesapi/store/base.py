@@ -44,7 +44,10 @@ class TaskStore(Protocol):
     the holder raises with `renew`. It is stale when that number stood still for `ttl` on the *taker's* monotonic
     clock, so no two clocks need to agree. A lease only saves work: what is true is guarded by `replace`.
 
-    Every method raises StoreUnavailable where the store cannot answer; a write that raised it changed nothing.
+    Every method raises StoreUnavailable where the store cannot answer. Of a write that raised it nobody knows whether
+    it was done, or will be: an embedded store has changed nothing, one behind a network may have. It is done once or
+    not at all, and what has been done is found by whoever asks again: a new task and a replaced record by `load`,
+    tasks that were leased by the next `claim` of the same holder.
     """
 
     @property

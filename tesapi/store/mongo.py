@@ -528,10 +528,10 @@ class MongoStore:
             tasks.distinct("holder", {"holder": {"$gte": ""}}),
         )
         if waiting is not None:
-            await tasks.update_many(_PAUSE_IS_OVER, _DUE_AGAIN, hint=POSTPONED)
+            await self._surely(lambda: tasks.update_many(_PAUSE_IS_OVER, _DUE_AGAIN, hint=POSTPONED))
         stale = await self._stale(holders, ttl) - {holder}  # a taker lives
         if stale:
-            await tasks.update_many({"holder": {"$in": list(stale)}}, _FREE)
+            await self._surely(lambda: tasks.update_many({"holder": {"$in": list(stale)}}, _FREE))
 
     async def _stale(self, holders: list[str], ttl: timedelta) -> set[str]:
         """Those whose number has stood still for `ttl`, of the holders that hold anything."""
@@ -574,11 +574,8 @@ class MongoStore:
         if not task_ids:
             return []
         due = {"_id": {"$in": task_ids}, "due": {"$in": _CLAIMABLE}}
-        leased = await self._db.tasks.update_many(
-            due, {"$set": {"holder": holder, "claim": token}, "$unset": {"due": 1}}
-        )
-        if not leased.modified_count:
-            return []
+        lease = {"$set": {"holder": holder, "claim": token}, "$unset": {"due": 1}}
+        await self._surely(lambda: self._db.tasks.update_many(due, lease))
         own = {"_id": {"$in": task_ids}, "holder": holder, "claim": token}
         rows = {row["_id"]: row async for row in self._db.tasks.find(own, _RECORD)}
         return [rows[task_id] for task_id in task_ids if task_id in rows]
@@ -586,7 +583,7 @@ class MongoStore:
     async def _leased_earlier(self, holder: str, token: bytes, earlier: list[bytes]) -> list[Row]:
         """What this holder leased without hearing of it. It is found again if this one goes unheard as well."""
         own = {"holder": holder, "claim": {"$in": earlier}}
-        await self._db.tasks.update_many(own, {"$set": {"claim": token}})
+        await self._surely(lambda: self._db.tasks.update_many(own, {"$set": {"claim": token}}))
         return await self._db.tasks.find({"holder": holder, "claim": token}, _RECORD).to_list()
 
     async def _readable(self, row: Row) -> TaskRecord | None:

@@ -39,7 +39,8 @@ SCHEMA = (1, 0)
 beside each other; a major step is one that they would not understand, and they refuse the database then."""
 
 _DEFAULT_NAME = "tesapi"
-_POOL = 64
+# What the URI may say as well. A server that was away for a moment is looked at again soon.
+_DEFAULTS: Mapping[str, Any] = {"maxPoolSize": 64, "heartbeatFrequencyMS": 2000}
 _START_PATIENCE_S = 30.0
 _OLDEST_WIRE = 9
 _OLDEST = "4.4"
@@ -174,12 +175,12 @@ async def connected(uri: str) -> AsyncIterator[Database]:
     Raises ConfigurationProblem where it cannot be used as it is, and StoreUnavailable where it cannot be reached now.
     """
     where = f"MongoDB at {re.split('[/?]', re.split('@|://', uri)[-1])[0]}"
-    pool: dict[str, Any] = {} if "maxpoolsize=" in uri.lower() else {"maxPoolSize": _POOL}
+    options = {name: value for name, value in _DEFAULTS.items() if f"{name.lower()}=" not in uri.lower()}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)  # of an option that the driver would pass over
             client: AsyncMongoClient[Row] = AsyncMongoClient(
-                uri, appname=APP_NAME, w="majority", journal=True, tz_aware=True, **pool
+                uri, appname=APP_NAME, w="majority", journal=True, tz_aware=True, **options
             )
         named = client.get_default_database(_DEFAULT_NAME)
     except (PyMongoError, ValueError, UserWarning):
