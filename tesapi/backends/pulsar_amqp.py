@@ -30,7 +30,16 @@ from typing import Any, Self
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.health import Health, Standing
-from tesapi.backends.pulsar_jobs import JOB_ID, PulsarOptions, ended, probe_level, read_report, read_update, why_not_run
+from tesapi.backends.pulsar_jobs import (
+    JOB_ID,
+    ProbeNote,
+    PulsarOptions,
+    ended,
+    probe_level,
+    read_report,
+    read_update,
+    why_not_run,
+)
 from tesapi.backends.pulsar_queues import LARGEST_MESSAGE_BYTES, BrokerAddress, PulsarQueues, Update
 from tesapi.backends.pulsar_wire import JobStatus
 from tesapi.backends.rounds import Rounds
@@ -130,6 +139,8 @@ class PulsarAmqpBackend:
         self._over: _Remembered = _Remembered()
         self._discarded: _Remembered = _Remembered()
         self._parked: dict[str, list[tuple[float, Update]]] = {}
+        about = (__version__, address.shown, address.queue("setup"), options.python, options.runtime)
+        self._probe_note = ProbeNote(options.notes, about)
         self._found: Mapping[str, object] | None = None
         self._runtime_sentence = "It has not been found out yet which container runtime works there."
         self._look_for_runtime = asyncio.Event()
@@ -146,6 +157,9 @@ class PulsarAmqpBackend:
 
     async def __aenter__(self) -> Self:
         self._cleaning.begin()
+        if (answer := self._probe_note.read()) is not None:
+            self._take_answer(answer)
+            self._runtime_sentence += " So it was when this was last asked; it is being asked again."
         async with contextlib.AsyncExitStack() as stack:
             self._children = await stack.enter_async_context(_Children())
             works = (self._queues.run(), self._rounds.run(), self._cleaning.run(), self._unpark(), self._find_runtime())
@@ -189,26 +203,34 @@ class PulsarAmqpBackend:
 
     async def _find_runtime(self) -> None:
         """Find out with a job of our own which container runtime works there, as soon as Pulsar can be reached."""
-        while self._found is None:
+        probed = False
+        while not probed:
             await self._look_for_runtime.wait()
             self._look_for_runtime.clear()
             given = json.dumps(self._options.runtime)
-            answer: Mapping[str, object] = {}
             try:
                 status = await self._run_helper("probe", self._command("--probe", "given.json"), {"given.json": given})
                 answer = _last_line(self._name, status)
             except BackendUnavailable as error:
-                self._runtime_sentence = f"It could not be found out which container runtime works: {error}"
+                sentence = f"It could not be found out which container runtime works: {error}"
+                if self._found is None:
+                    self._runtime_sentence = sentence
+                _log.warning("%s: %s", self._name, sentence)
             else:
-                found = answer.get("found")
-                self._found = found if isinstance(found, Mapping) else None
-                self._runtime_sentence = str(answer.get("sentence"))
-            _log.log(probe_level(answer), "%s: %s", self._name, self._runtime_sentence)
-            if self._found is None:
+                self._take_answer(answer)
+                self._probe_note.write(answer)
+                probed = self._found is not None
+                _log.log(probe_level(answer), "%s: %s", self._name, self._runtime_sentence)
+            if not probed:
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(_WITHOUT_RUNTIME_S):
                         await self._look_for_runtime.wait()
                 self._look_for_runtime.set()
+
+    def _take_answer(self, answer: Mapping[str, object]) -> None:
+        found = answer.get("found")
+        self._found = found if isinstance(found, Mapping) else None
+        self._runtime_sentence = str(answer.get("sentence"))
 
     def _require_up(self) -> None:
         if self._health.standing in (Standing.DOWN, Standing.MISCONFIGURED):
@@ -575,6 +597,8 @@ class PulsarAmqpBackend:
         self._cleaning.note(janitor)
         try:
             try:
+                for left in self._cleaning.left_to_us(job_ids):  # it may still wait in the queue of a batch system
+                    await self._queues.publish("kill", {"job_id": left})
                 await self._queues.publish("setup", message)
             except BackendUnavailable as error:
                 if not done.done():
@@ -608,15 +632,21 @@ class _Cleaning:
         self._notes = notes
         self._wanted: dict[str, list[asyncio.Future[None]]] = {}
         self._others: list[str] = []
+        self._left_to_us: frozenset[str] = frozenset()
         self._wake = asyncio.Event()
 
     def begin(self) -> None:
         """Take over what an earlier process had not seen removed."""
         if self._notes is not None:
             self._notes.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._others += sorted(note.name for note in self._notes.iterdir())
+            self._others = sorted(note.name for note in self._notes.iterdir() if JOB_ID.fullmatch(note.name))
+            self._left_to_us = frozenset(job_id for job_id in self._others if job_id.startswith("tesapi-"))
             if self._others:
                 self._wake.set()
+
+    def left_to_us(self, job_ids: Sequence[str]) -> list[str]:
+        """Those that an earlier process had run for itself, and did not see end."""
+        return [job_id for job_id in job_ids if job_id in self._left_to_us]
 
     def note(self, job_id: str) -> None:
         """Remember, over the end of this process, that there is a folder to be removed."""

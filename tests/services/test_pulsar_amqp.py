@@ -21,7 +21,7 @@ from tesapi.backends import pulsar_amqp, pulsar_queues
 from tesapi.backends.base import Capacity
 from tesapi.backends.health import Health, Standing
 from tesapi.backends.pulsar_amqp import PulsarAmqpBackend
-from tesapi.backends.pulsar_jobs import PulsarOptions
+from tesapi.backends.pulsar_jobs import PROBE_NOTE, PulsarOptions
 from tesapi.backends.pulsar_queues import BrokerAddress
 from tesapi.backends.runtimes import RuntimeOptions
 from tesapi.errors import BackendUnavailable, JobLost
@@ -385,8 +385,10 @@ async def test_folders_that_one_process_could_not_have_removed_are_removed_by_th
         await site.backend.discard(handle)
     left = {folder.name for folder in pulsar.jobs}
     assert handle["job_id"] in left
-    assert {note.name for note in (tmp_path / "notes").iterdir()} == left
+    assert {note.name for note in (tmp_path / "notes").iterdir()} == left | {PROBE_NOTE}
     async with at(address, noting) as site:
+        assert "So it was when this was last asked" in site.backend._runtime_sentence
+        assert await site.backend.runtime()
         while left & {folder.name for folder in pulsar.jobs}:
             await asyncio.sleep(0.05)
         while left & {note.name for note in (tmp_path / "notes").iterdir()}:
