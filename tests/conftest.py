@@ -142,13 +142,20 @@ def rabbit(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rabbit]:
 @pytest.fixture(params=["linuxproc", "cgroup"])
 def slurm(request: pytest.FixtureRequest) -> Iterator[Slurm]:
     """A Slurm, with each way in turn in which it finds the processes of a job."""
+    with running_slurm(request.param) as slurm:
+        yield slurm
+
+
+@contextlib.contextmanager
+def running_slurm(proctrack: str) -> Iterator[Slurm]:
+    """A Slurm for a fixture, in a folder of its own."""
     if os.getuid() != 0:
         pytest.skip("needs root: Slurm's node daemon starts jobs for others")
     try:
         # Not pytest's folder: the path of a Unix socket may have 107 bytes.
         with (
             tempfile.TemporaryDirectory(prefix="tesapi-slurm-", ignore_cleanup_errors=True) as folder,
-            Slurm(pathlib.Path(folder), request.param) as slurm,
+            Slurm(pathlib.Path(folder), proctrack) as slurm,
         ):
             yield slurm
     except engines.Missing as why:

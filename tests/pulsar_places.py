@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Self
 
+import httpx
+
 from tests.jobs import Event, Place, parse, until
 from tests.pulsars import Pulsar
 
@@ -19,17 +21,20 @@ _OVER = {"complete", "failed", "cancelled", "lost"}
 
 
 class PulsarPlace(Place):
-    """A job that a Pulsar runs, with the environment and the Python that it gives to its jobs."""
+    """A job that a manager of a Pulsar runs, with the environment and the Python that it gives to its jobs."""
 
-    def __init__(self, folder: pathlib.Path, runtime: Mapping[str, object], pulsar: Pulsar) -> None:
+    def __init__(
+        self, folder: pathlib.Path, runtime: Mapping[str, object], pulsar: Pulsar, manager: str | None = None
+    ) -> None:
         job_id = f"job-{uuid.uuid4()}"
-        answer = pulsar.call("POST", "/jobs", job_id=job_id).json()
+        answer = pulsar.call("POST", "/jobs", manager, job_id=job_id).json()
         super().__init__(folder, runtime, pathlib.Path(answer["job_directory"]), job_id)
         self.pulsar = pulsar
+        self.manager = manager
         self._others: list[PulsarPlace] = []
 
     def another(self, folder: pathlib.Path) -> PulsarPlace:
-        other = PulsarPlace(folder, self.runtime, self.pulsar)
+        other = PulsarPlace(folder, self.runtime, self.pulsar, self.manager)
         self._others.append(other)
         return other
 
@@ -37,33 +42,35 @@ class PulsarPlace(Place):
         """Remove the job's folder; what still runs is killed."""
         for place in (*self._others, self):
             for method, path in (("PUT", "/cancel"), ("DELETE", "")):
-                place.pulsar.call(method, f"/jobs/{place.job_id}{path}").raise_for_status()
+                place.call(method, path).raise_for_status()
 
     def _bring(self, inputs: Mapping[str, str]) -> None:
         for name, text in inputs.items():
             self._upload("input", name, text)
 
     def _upload(self, kind: str, name: str, text: str) -> None:
-        answer = self.pulsar.call("POST", f"/jobs/{self.job_id}/files", name=name, type=kind, content=text.encode())
-        answer.raise_for_status()
+        self.call("POST", "/files", name=name, type=kind, content=text.encode()).raise_for_status()
 
     def start(self) -> Submitted:
         inputs = f"{self.directory}/inputs"
         command = shlex.join(["python3", "-I", "-S", "-X", "utf8", f"{inputs}/runner.py", f"{inputs}/job.json"])
-        self.pulsar.call("POST", f"/jobs/{self.job_id}/submit", command_line=command).raise_for_status()
+        self.call("POST", "/submit", command_line=command).raise_for_status()
         return Submitted(self)
 
     def cancel(self) -> None:
         self._upload("jobdir", "cancelled", "false")
 
     def report(self) -> list[Event]:
-        query = {"type": "output_metadata", "name": "report.jsonl"}
-        answer = self.pulsar.call("GET", f"/jobs/{self.job_id}/files", **query)
+        answer = self.call("GET", "/files", type="output_metadata", name="report.jsonl")
         return parse(answer.content[: answer.content.rfind(b"\n") + 1]) if answer.status_code == 200 else []
 
     def status(self) -> dict[str, Any]:
         """What Pulsar says of the job."""
-        return dict(self.pulsar.call("GET", f"/jobs/{self.job_id}/status").raise_for_status().json())
+        return dict(self.call("GET", "/status").raise_for_status().json())
+
+    def call(self, method: str, path: str, **query: Any) -> httpx.Response:
+        """A request about this job."""
+        return self.pulsar.call(method, f"/jobs/{self.job_id}{path}", self.manager, **query)
 
 
 class Submitted:

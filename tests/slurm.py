@@ -70,8 +70,10 @@ class Slurm:
     ) -> None:
         self.kill()
         until(self._nothing_left, "the end of Slurm's jobs")
-        for group in pathlib.Path("/sys/fs/cgroup").glob(f"**/slurm*{self._node}*"):
-            _remove_groups(group)
+        # Not by glob, which fails where the group of somebody else goes away meanwhile.
+        for folder, names, _ in os.walk("/sys/fs/cgroup"):
+            for name in [name for name in names if name.startswith("slurm") and self._node in name]:
+                _remove_groups(pathlib.Path(folder, name))
 
     def start(self) -> None:
         """Start it and wait until its node takes jobs."""

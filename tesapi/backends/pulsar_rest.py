@@ -131,6 +131,7 @@ class PulsarRestBackend:
         about = (__version__, shown_url(server.address.url), server.address.manager, options.python, options.runtime)
         self._probe_note = ProbeNote(options.notes, about)
         self._probed = False
+        self._told = Standing.STARTING
         self._found: Mapping[str, object] | None = None
         self._runtime_sentence = "It has not been found out yet which container runtime works there."
         self._stack = contextlib.AsyncExitStack()
@@ -218,12 +219,13 @@ class PulsarRestBackend:
                 self._health.stand(Standing.MISCONFIGURED, f"{name} is a Pulsar {version}; 0.15 is the oldest.")
             else:
                 self._health.stand(Standing.UP, f"Pulsar {version} answers.")
-        if self._health.up is not before:
+        if self._health.standing is not self._told:  # it may also have been found down by a job's request
+            self._told = self._health.standing
             _log.log(logging.INFO if self._health.up else logging.WARNING, "%s: %s", name, self._health.reason)
         return self._health.up and not before
 
     async def _probe(self) -> bool:
-        """Find out with a job of our own which container runtime works there; whether there was an answer at all."""
+        """Find out with a job of our own which container runtime works there; whether that job came to an end."""
         name = self._server.address.name
         try:
             answer: Mapping[str, object] = await self.run_helper("probe", "--probe", self._options.runtime)
@@ -238,7 +240,7 @@ class PulsarRestBackend:
             if self._found is None:
                 self._runtime_sentence = sentence
             _log.warning("%s: %s", name, sentence)
-            return False
+            return isinstance(error, HelperSilent)
         self._take_answer(answer)
         self._probed = self._found is not None
         self._probe_note.write(answer)
@@ -275,10 +277,13 @@ class PulsarRestBackend:
                 await asyncio.shield(self._remove_helper(job_id, place.job_id, over=status is not None and status.over))
         try:
             answer = json.loads(status.stdout.splitlines()[-1])
-        except (ValueError, IndexError) as error:
-            raise BackendUnavailable(why_not_run(self._server.address.name, status)) from error
+        except (ValueError, IndexError):
+            answer = None
         if not isinstance(answer, dict):
-            raise BackendUnavailable(why_not_run(self._server.address.name, status))
+            # One that was killed, or lost in a restart of Pulsar, may be worth another try at once.
+            raise (HelperSilent if status.status in ("complete", "failed") else BackendUnavailable)(
+                why_not_run(self._server.address.name, status)
+            )
         return answer
 
     async def _remove_helper(self, job_id: str, there: str, *, over: bool) -> None:
@@ -623,6 +628,10 @@ class PulsarRestBackend:
         for job in self._jobs.values():
             if job.document == document:
                 self._rounds.hurry(job.job_id)
+
+
+class HelperSilent(BackendUnavailable):
+    """A job of our own has ended, and has not said what it was to say. The next one would hardly do better."""
 
 
 class RollCalls:

@@ -466,3 +466,30 @@ async def test_a_place_that_was_made_without_an_answer_is_removed_by_its_address
         except BackendUnavailable:
             await asyncio.sleep(0.1)
     assert job.job_id not in {place.name for place in server.jobs}
+
+
+def _logged(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == pulsar_rest.__name__]
+
+
+async def test_what_keeps_a_destination_from_taking_jobs_is_logged_once(
+    server: Pulsar, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulsar_rest, "_HEALTHY_S", 0.1)
+    async with backend_at(server.url, "wrong") as backend:
+        await until(lambda: backend._server.requests >= 2)
+        assert backend.condition().state == "misconfigured"
+    assert _logged(caplog) == [f"site: site ({server.url}) does not accept the token (private_token)."]
+
+
+async def test_a_probe_that_cannot_run_is_not_sent_again_at_once(
+    server: Pulsar, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with backend_at(server.url, server.token, python="no-such-python") as backend:
+        await until(lambda: "no-such-python: command not found" in backend.condition().sentence)
+        asked = backend._server.requests
+        await until(lambda: backend._server.requests >= asked + 3)  # how it is, and nothing else
+        assert [job.name for job in server.jobs if "probe" in job.name] == []
+        assert [message.split(":")[1] for message in _logged(caplog)] == [
+            " It could not be found out which container runtime works"
+        ]
