@@ -10,11 +10,13 @@ import os
 import pathlib
 import shutil
 import signal
+import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
 
 import pytest
+import trustme
 
 from tesapi.backends import pulsar_rest
 from tesapi.backends.base import Capacity
@@ -340,12 +342,14 @@ class _Answering(http.server.BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def answering(body: bytes) -> Iterator[str]:
+def answering(body: bytes, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     handler = type("Handler", (_Answering,), {"body": body})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        if tls is not None:
+            web.socket = tls.wrap_socket(web.socket, server_side=True)
         thread = threading.Thread(target=web.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{web.server_address[1]}"
+        yield f"{'http' if tls is None else 'https'}://localhost:{web.server_address[1]}"
         web.shutdown()
         thread.join()
 
@@ -385,6 +389,24 @@ async def test_a_pulsar_for_galaxys_tools_only_is_told(tmp_path: pathlib.Path, p
         async with backend_at(pulsar.url, pulsar.token) as backend:
             await until(lambda: "tool_config_files" in backend.condition().sentence)
             assert not backend.condition().ok
+
+
+async def test_a_pulsar_behind_tls_is_trusted_by_its_authority_only(tmp_path: pathlib.Path) -> None:
+    authority = trustme.CA()
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("localhost").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    with answering(b'{"version": "0.16.0"}', tls) as url:
+        for ca, state in ((tmp_path / "ca.pem", "starting"), (None, "down")):
+            health = Health()
+            address = PulsarAddress("site", url, ca=ca)
+            async with PulsarRestBackend(
+                PulsarServer(address, health), health, Capacity(1), PulsarOptions()
+            ) as backend:
+                await until(lambda health=health: health.standing.value != "starting")  # type: ignore[misc]
+                assert backend.condition().state == state  # which runtime works there, it does not tell
+                if ca is None:
+                    assert "CERTIFICATE_VERIFY_FAILED" in backend.condition().sentence
 
 
 # Networks.

@@ -355,6 +355,16 @@ def test_a_document_that_is_refused_says_which_field_and_which_document(server: 
     assert [task["id"] for task in server.all()] == run.stdout.split()
 
 
+def test_destinations_are_shown_as_a_table_and_as_json(server: Server) -> None:
+    head, line = typed(server.url, "destinations", cwd=server.folder).stdout.splitlines()
+    assert head.split() == ["NAME", "KIND", "STATE", "SINCE", "RUNNING", "WAITING"]
+    name, kind, state, _, running, waiting, sentence = line.split(maxsplit=6)
+    assert (name, kind, state, running, waiting) == ("local", "local", "up", "0", "0")
+    assert sentence.startswith("Containers are run by bubblewrap")
+    found = json.loads(typed(server.url, "destinations", "--json", cwd=server.folder).stdout)
+    assert (found["name"], found["ok"]) == ("local", True)
+
+
 def test_service_info_is_shown(server: Server) -> None:
     run = typed(server.url, "service-info", cwd=server.folder)
     assert f"storage: file://{server.folder}/data/files" in run.stdout
