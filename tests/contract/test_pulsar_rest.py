@@ -172,7 +172,8 @@ async def test_a_stream_that_is_no_text_does_not_hide_how_the_job_ended(
         _, handle = await started_job(backend, step("echo", "hello"))
         assert (await end_of(backend, handle)).outcome is Outcome.COMPLETE
         await until(lambda: not processes_with(handle["job_id"]))
-        assert server.call("GET", f"/jobs/{handle['job_id']}/status").status_code == 500  # for ever
+        # For ever, from when Pulsar has noticed that it is over.
+        await until(lambda: server.call("GET", f"/jobs/{handle['job_id']}/status").status_code == 500)
         await backend.discard(handle)
         assert handle["job_id"] not in {job.name for job in server.jobs}
 
