@@ -90,7 +90,7 @@ class _Followed:
     job_id: str
     since: float
     heard: bool = False
-    heard_at: float = 0.0
+    changed_at: float = 0.0
     asks: int = 0
     asked_at: float | None = None
     attached_at: float = 0.0
@@ -380,7 +380,7 @@ class PulsarAmqpBackend:
 
     def _take_of_job(self, job: _Followed, status: JobStatus, update: Update) -> bool:
         now = time.monotonic()
-        job.heard_at, job.asked_at = now, None
+        job.asked_at = None
         if job.ended or job.sweeping:
             return True
         if status.gone:
@@ -407,6 +407,7 @@ class PulsarAmqpBackend:
         if status.status != "running" or job.seen is not None:
             return True
         job.seen = JobSeen(datetime.now(UTC), _SEEN)
+        job.changed_at = time.monotonic()
         self._put(job, _News([job.seen], [update]))
         return False
 
@@ -514,14 +515,14 @@ class PulsarAmqpBackend:
             return min(_FIRST_KILL_S * 1.5**job.kills, _SLOWEST_KILL_S)
         if job.gone_since is not None:
             return _FIRST_ASK_S
-        quiet = time.monotonic() - max(job.heard_at if job.heard else 0.0, job.since)
+        quiet = time.monotonic() - max(job.changed_at, job.since)  # what Pulsar says again is no change
         return min(max(_FIRST_ASK_S, quiet * 0.3), _SLOWEST_ASK_S)
 
     async def _send_what_it_wants(self, job: _Followed) -> None:
         wants, job.wants = job.wants, ""
         try:
             if wants == "attach":
-                job.attached_at = time.monotonic()
+                job.attached_at = job.changed_at = time.monotonic()
             if wants == "attach" and (job.seen is not None or job.job_id not in self._sent):
                 # Its files are there. Pulsar ignores the message as long as it knows the job itself.
                 await self._queues.publish("setup", _set_up(job.job_id, self._command("", "job.json"), {}))

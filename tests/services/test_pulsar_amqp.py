@@ -418,6 +418,14 @@ async def test_a_job_whose_runner_cannot_begin_says_why(
         assert not other.backend.condition().ok
 
 
+async def test_a_job_that_runs_long_is_asked_for_ever_less_often(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pulsar_amqp, "_FIRST_ASK_S", 0.1)
+    _, handle = await site.started(script("sleep 6"))
+    before = site.backend._queues.published
+    assert (await site.end(handle)).outcome is Outcome.COMPLETE
+    assert site.backend._queues.published - before <= 30  # by a constant interval they would be 60
+
+
 # Who may go away.
 
 
