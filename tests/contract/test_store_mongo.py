@@ -823,3 +823,18 @@ async def test_an_unknown_task_is_not_found_while_others_are_purged(store: Mongo
     for view in View:
         with pytest.raises(TaskNotFound):
             await store.view(record.id, view)
+
+
+async def test_answers_come_in_time_however_long_others_have_been_asking(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked together has no deadline of whoever asked first."""
+    monkeypatch.setattr(mongo, "_PATIENCE_S", 1.0)
+    (record,) = await kept(store, new())
+    end = time.monotonic() + 2.5
+
+    async def look() -> None:
+        while time.monotonic() < end:
+            await store.load(record.id)
+
+    await asyncio.gather(*(look() for _ in range(8)))
