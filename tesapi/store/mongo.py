@@ -65,6 +65,7 @@ _WRITES_KNOWN = 5
 _CLAIMS_KNOWN = 1000
 _AT_ONCE, _ASKERS = 500, 2
 _LONG_ID = 1000
+_RIPE_S = 86400.0  # no write takes so long
 _DUPLICATE, _TOO_LARGE = 11000, 10334
 
 _MINIMAL = {"_id": 1, "seq": 1, "state": 1}
@@ -107,6 +108,7 @@ class MongoStore:
         self._seen: dict[str, tuple[int, float]] = {}
         self._unheard: dict[str, list[bytes]] = {}
         self._leases: dict[tuple[str, str], bytes] = {}
+        self._swept = ""
         self._arrivals = Together(self._add_together, at_once=_AT_ONCE, askers=_ASKERS)
         self._rows_by_id = {
             view: Together(functools.partial(self._find_together, fields), at_once=_AT_ONCE, askers=_ASKERS)
@@ -382,9 +384,7 @@ class MongoStore:
         return b"".join(pieces[name] for name in names) if len(pieces) == len(names) else None
 
     async def _drop_parts(self, rows: Iterable[Row]) -> None:
-        references = [row[name] for row in rows for name in ("document", "progress") if isinstance(row.get(name), dict)]
-        names = [name for reference in references for name in _part_names(reference)]
-        if names:
+        if names := _parts_of(rows):
             with contextlib.suppress(StoreUnavailable), self._db.answering(_PATIENCE_S):
                 await self._db.parts.delete_many({"_id": {"$in": names}})
 
@@ -470,7 +470,19 @@ class MongoStore:
                 await self._drop_parts(rows)
                 if removed:  # otherwise another process was faster
                     return removed
+            await self._sweep()
         return 0
+
+    async def _sweep(self) -> None:
+        """Remove old parts that no task refers to, of writes that were not done: some at a time, round and round."""
+        ripe = f"{int(1000 * (time.time() - _RIPE_S)):012x}"  # their names begin with the time
+        old = self._db.parts.find({"_id": {"$gt": self._swept, "$lt": ripe}}, {"task": 1})
+        parts = await old.sort("_id", 1).limit(_AT_ONCE).to_list()
+        self._swept = parts[-1]["_id"] if len(parts) == _AT_ONCE else ""
+        owners = {"_id": {"$in": list({part["task"] for part in parts})}}
+        used = set(_parts_of([row async for row in self._db.tasks.find(owners, {"_id": 1, **_REFERENCES})]))
+        if lost := [part["_id"] for part in parts if part["_id"] not in used]:
+            await self._db.parts.delete_many({"_id": {"$in": lost}})
 
     async def _doomed(self, before: datetime | None, keep: int | None, limit: int) -> list[Row]:
         until = None if before is None else await self._theirs(before)
@@ -720,6 +732,12 @@ class _Numbers:
 
 def _token() -> bytes:
     return uuid_utils.uuid4().bytes
+
+
+def _parts_of(rows: Iterable[Row]) -> list[str]:
+    """The names of the parts that rows refer to."""
+    references = [row[name] for row in rows for name in ("document", "progress") if isinstance(row.get(name), dict)]
+    return [name for reference in references for name in _part_names(reference)]
 
 
 def _part_names(reference: Row) -> list[str]:
