@@ -5,6 +5,7 @@ Absolute figures change from machine to machine. What is compared:
 - creating a task durably, and reading one in the MINIMAL view, beside an *empty* FastAPI route that returns bytes, on
   the same uvicorn with the same settings, 64 connections, a body of 1.6 KB;
 - pages of 256 tasks beside 10,000 and beside `--size` tasks, by each filter;
+- both of these with the tasks in MongoDB (`http_mongodb`, `lists_mongodb`);
 - what the service takes while nobody asks it for anything;
 - no-op tasks on the local backend, from POST to COMPLETE, beside bare loops that start the same sandboxes,
   and the same runners; on bubblewrap and on Docker;
@@ -22,7 +23,8 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from benchmarks import http, idle, lists, local, pulsar, pulsar_amqp, storage
+from benchmarks import http, idle, lists, local, mongodb, pulsar, pulsar_amqp, storage
+from tesapi.store.sqlite import SqliteStore
 
 
 def main() -> int:
@@ -34,7 +36,11 @@ def main() -> int:
     options = parser.parse_args()
     cases: dict[str, Callable[[pathlib.Path], None]] = {
         "http": lambda folder: http.run(folder, options.rounds),
-        "lists": lambda folder: lists.run(folder, options.rounds, options.size),
+        "lists": lambda folder: lists.run(
+            options.rounds, options.size, lambda name: SqliteStore(folder / f"{name}.db")
+        ),
+        "http_mongodb": lambda folder: mongodb.run_http(folder, options.rounds),
+        "lists_mongodb": lambda folder: mongodb.run_lists(folder, options.rounds, options.size),
         "idle": idle.run,
         "local": lambda folder: local.bubblewrap(folder, options.rounds),
         "docker": lambda folder: local.docker(folder, options.rounds),

@@ -36,11 +36,12 @@ def _body() -> bytes:
     return json.dumps(document).encode()
 
 
-def run(folder: pathlib.Path, rounds: int) -> None:
+def run(folder: pathlib.Path, rounds: int, **settings: str) -> None:
     """Measure and print."""
     body = _body()
     # Without a destination there is no room, and nothing is claimed: only the API is measured.
-    with Server(folder, LOCAL__ENABLE="false", LOGGING__LEVEL="info") as server, _empty() as empty_port:
+    quiet = {"LOCAL__ENABLE": "false", "LOGGING__LEVEL": "info", **settings}
+    with Server(folder, **quiet) as server, _empty() as empty_port:
         port = int(server.url.rpartition(":")[2])
         task_id = server.post(json.loads(body))
         cases = {

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import pathlib
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 
 import uuid_utils
 
-from tesapi.store.base import TaskQuery
-from tesapi.store.sqlite import SqliteStore
+from tesapi.store.base import TaskQuery, TaskStore
 from tesapi.tes.models import TaskDocument, View
 from tesapi.tes.record import TaskRecord
 from tesapi.tes.states import State
@@ -36,17 +34,19 @@ FILTERS = {
 }
 
 
-def run(folder: pathlib.Path, rounds: int, size: int) -> None:
-    """Measure and print."""
-    few, many = asyncio.run(_both(folder, rounds, max(size, _FEW)))
+def run(rounds: int, size: int, store: Callable[[str], TaskStore]) -> None:
+    """Measure and print. `store` gives one that is empty, by a name."""
+    few, many = asyncio.run(_both(rounds, max(size, _FEW), store))
     print(f"Lists of 256, MINIMAL, milliseconds at the median of {rounds} rounds of {_PAGES}")
     print(f"  {'':<24} {_FEW:>10,} {max(size, _FEW):>10,} tasks")
     for name, took in few.items():
         print(f"  {name:<24} {took * 1e3:10.3f} {many[name] * 1e3:10.3f}   {many[name] / took:5.2f}")
 
 
-async def _both(folder: pathlib.Path, rounds: int, size: int) -> tuple[dict[str, float], dict[str, float]]:
-    async with SqliteStore(folder / "few.db") as few, SqliteStore(folder / "many.db") as many:
+async def _both(
+    rounds: int, size: int, store_of: Callable[[str], TaskStore]
+) -> tuple[dict[str, float], dict[str, float]]:
+    async with store_of("few") as few, store_of("many") as many:
         measured: list[dict[str, list[float]]] = []
         queries = []
         for store, count in ((few, _FEW), (many, size)):
@@ -61,7 +61,7 @@ async def _both(folder: pathlib.Path, rounds: int, size: int) -> tuple[dict[str,
         return first, second
 
 
-async def _fill(store: SqliteStore, count: int) -> None:
+async def _fill(store: TaskStore, count: int) -> None:
     records = _records(count)
     while batch := list(itertools.islice(records, _BATCH)):
         await store.insert(batch)
@@ -84,7 +84,7 @@ def _records(count: int) -> Iterator[TaskRecord]:
         yield TaskRecord(id=str(uuid_utils.uuid7()), owner=_OWNER, document=document, created=created, state=state)
 
 
-async def _queries(store: SqliteStore, count: int) -> dict[str, TaskQuery]:
+async def _queries(store: TaskStore, count: int) -> dict[str, TaskQuery]:
     """The first page, those that begin behind a part of the tasks, and one for each filter."""
     queries = {"after 0 %": TaskQuery(owner=_OWNER)}
     token = None
@@ -98,7 +98,7 @@ async def _queries(store: SqliteStore, count: int) -> dict[str, TaskQuery]:
     return queries | FILTERS | {"BASIC, after 0 %": TaskQuery(owner=_OWNER, view=View.BASIC)}
 
 
-async def _seconds(store: SqliteStore, query: TaskQuery) -> float:
+async def _seconds(store: TaskStore, query: TaskQuery) -> float:
     await store.find(query)
     began = time.perf_counter()
     for _ in range(_PAGES):

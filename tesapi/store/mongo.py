@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import math
@@ -42,6 +43,7 @@ from tesapi.errors import (
 from tesapi.store import mongo_lists
 from tesapi.store.base import Page, TaskQuery
 from tesapi.store.mongo_database import DONE, HELD, POSTPONED, SLOTS, Database, NotSeenYet, Row, connected, is_unknown
+from tesapi.store.together import Together
 from tesapi.store.tokens import page_token, position
 from tesapi.tes import views
 from tesapi.tes.models import TaskDocument, View
@@ -61,7 +63,9 @@ _LONGEST_PAUSE_S = 3600.0
 _TIME_ANEW_S = 60.0
 _WRITES_KNOWN = 5
 _CLAIMS_KNOWN = 1000
-_ROWS_AT_ONCE = 500
+_AT_ONCE, _ASKERS = 500, 2
+_LONG_ID = 1000
+_RIPE_S = 86400.0  # no write takes so long
 _DUPLICATE, _TOO_LARGE = 11000, 10334
 
 _MINIMAL = {"_id": 1, "seq": 1, "state": 1}
@@ -104,6 +108,12 @@ class MongoStore:
         self._seen: dict[str, tuple[int, float]] = {}
         self._unheard: dict[str, list[bytes]] = {}
         self._leases: dict[tuple[str, str], bytes] = {}
+        self._swept = ""
+        self._arrivals = Together(self._add_together, at_once=_AT_ONCE, askers=_ASKERS)
+        self._rows_by_id = {
+            view: Together(functools.partial(self._find_together, fields), at_once=_AT_ONCE, askers=_ASKERS)
+            for view, fields in _SHOWN.items()
+        }
 
     @property
     def id(self) -> str:
@@ -128,10 +138,7 @@ class MongoStore:
         if not records:
             return
         rows = await self._rows(records)
-        if len(rows) > 1:
-            taken = await self._surely(lambda: self._add_all(rows))
-        else:
-            taken = bool(await self._surely(lambda: self._add(rows)))
+        taken = await (self._surely(lambda: self._add_all(rows)) if len(rows) > 1 else self._added(rows[0]))
         if taken:
             await self._drop_parts(rows)
             raise StoreUnavailable(f"{self._db.where} did not take it: there is such a task already.")
@@ -181,7 +188,20 @@ class MongoStore:
         await self._number_slots(rows)
         return rows
 
-    async def _add(self, rows: list[Row]) -> list[Row]:
+    async def _added(self, row: Row) -> bool:
+        """Insert a task, and with it those that come meanwhile; whether somebody has its id.
+
+        What the driver does for each command takes longer than what the server does for each task.
+        """
+        if sum(len(text) for text in (row.get("name", ""), *row.get("tags", ()))) > _INLINE_BYTES:
+            return bool(await self._surely(lambda: self._add([row])))
+        return await self._arrivals.answer(row)
+
+    async def _add_together(self, rows: Sequence[Row]) -> list[bool]:
+        taken = await self._surely(lambda: self._add(rows))
+        return [any(row is each for each in taken) for row in rows]
+
+    async def _add(self, rows: Sequence[Row]) -> list[Row]:
         """Insert tasks, each for itself; those whose id or key somebody else has."""
         try:
             with _short_enough():
@@ -194,7 +214,7 @@ class MongoStore:
             return await self._taken(rows, error)
         return []
 
-    async def _taken(self, rows: list[Row], error: BulkWriteError) -> list[Row]:
+    async def _taken(self, rows: Sequence[Row], error: BulkWriteError) -> list[Row]:
         clashes = {problem["index"]: set(problem["keyPattern"]) for problem in error.details["writeErrors"]}
         ids = [rows[index]["_id"] for index in clashes]
         there = {row["_id"]: row async for row in self._db.tasks.find({"_id": {"$in": ids}}, {"writes": 1})}
@@ -265,11 +285,11 @@ class MongoStore:
 
     async def load(self, task_id: str, *, owner: str | None = None) -> TaskRecord:
         with self._db.answering(_PATIENCE_S):
-            return _record(await self._one(task_id, _RECORD, owner))
+            return _record(await self._one(task_id, View.FULL, owner))
 
     async def view(self, task_id: str, view: View, *, owner: str | None = None) -> bytes:
         with self._db.answering(_PATIENCE_S):
-            shown = await self._rendered(view, await self._one(task_id, _SHOWN[view], owner))
+            shown = await self._rendered(view, await self._one(task_id, view, owner))
             if shown is None:
                 raise TaskNotFound(task_id)
             return shown
@@ -290,13 +310,25 @@ class MongoStore:
                         bytes_so_far, last = bytes_so_far + len(rendered), row["seq"]
         return Page(shown, None)
 
-    async def _one(self, task_id: str, fields: Mapping[str, int], owner: str | None) -> Row:
+    async def _one(self, task_id: str, view: View, owner: str | None) -> Row:
         row = None
         with contextlib.suppress(UnicodeEncodeError):  # text that is no Unicode, and so nobody's id
-            row = await self._whole(await self._db.tasks.find_one({"_id": task_id}, fields), fields)
+            if len(task_id.encode()) <= _LONG_ID:
+                row = await self._rows_by_id[view].answer(task_id)
+            else:
+                row = await self._db.tasks.find_one({"_id": task_id}, _SHOWN[view])
+            row = await self._whole(row, _SHOWN[view])
         if row is None or (owner is not None and owner != row["owner"]):
             raise TaskNotFound(task_id)
         return row
+
+    async def _find_together(self, fields: Mapping[str, int], task_ids: Sequence[str]) -> list[Row | None]:
+        with self._db.answering(_PATIENCE_S):
+            if len(task_ids) == 1:
+                return [await self._db.tasks.find_one({"_id": task_ids[0]}, fields)]
+            cursor = self._db.tasks.find({"_id": {"$in": list(set(task_ids))}}, fields, batch_size=len(task_ids))
+            rows = {row["_id"]: row async for row in cursor}
+            return [rows.get(task_id) for task_id in task_ids]
 
     async def _rendered(self, view: View, row: Row) -> bytes | None:
         """None where the task has been purged meanwhile."""
@@ -352,9 +384,7 @@ class MongoStore:
         return b"".join(pieces[name] for name in names) if len(pieces) == len(names) else None
 
     async def _drop_parts(self, rows: Iterable[Row]) -> None:
-        references = [row[name] for row in rows for name in ("document", "progress") if isinstance(row.get(name), dict)]
-        names = [name for reference in references for name in _part_names(reference)]
-        if names:
+        if names := _parts_of(rows):
             with contextlib.suppress(StoreUnavailable), self._db.answering(_PATIENCE_S):
                 await self._db.parts.delete_many({"_id": {"$in": names}})
 
@@ -440,7 +470,19 @@ class MongoStore:
                 await self._drop_parts(rows)
                 if removed:  # otherwise another process was faster
                     return removed
+            await self._sweep()
         return 0
+
+    async def _sweep(self) -> None:
+        """Remove old parts that no task refers to, of writes that were not done: some at a time, round and round."""
+        ripe = f"{int(1000 * (time.time() - _RIPE_S)):012x}"  # their names begin with the time
+        old = self._db.parts.find({"_id": {"$gt": self._swept, "$lt": ripe}}, {"task": 1})
+        parts = await old.sort("_id", 1).limit(_AT_ONCE).to_list()
+        self._swept = parts[-1]["_id"] if len(parts) == _AT_ONCE else ""
+        owners = {"_id": {"$in": list({part["task"] for part in parts})}}
+        used = set(_parts_of([row async for row in self._db.tasks.find(owners, {"_id": 1, **_REFERENCES})]))
+        if lost := [part["_id"] for part in parts if part["_id"] not in used]:
+            await self._db.parts.delete_many({"_id": {"$in": lost}})
 
     async def _doomed(self, before: datetime | None, keep: int | None, limit: int) -> list[Row]:
         until = None if before is None else await self._theirs(before)
@@ -658,6 +700,9 @@ class MongoStore:
 
     async def _finished(self) -> None:
         await asyncio.gather(*self._at_work, return_exceptions=True)
+        await self._arrivals.finished()
+        for rows in self._rows_by_id.values():
+            await rows.finished()
 
 
 class _Numbers:
@@ -687,6 +732,12 @@ class _Numbers:
 
 def _token() -> bytes:
     return uuid_utils.uuid4().bytes
+
+
+def _parts_of(rows: Iterable[Row]) -> list[str]:
+    """The names of the parts that rows refer to."""
+    references = [row[name] for row in rows for name in ("document", "progress") if isinstance(row.get(name), dict)]
+    return [name for reference in references for name in _part_names(reference)]
 
 
 def _part_names(reference: Row) -> list[str]:

@@ -546,6 +546,23 @@ async def test_whoever_is_slower_leaves_no_parts(store: MongoStore) -> None:
     assert await store._db.parts.count_documents({}) == 1
 
 
+async def test_parts_that_were_left_by_a_write_that_was_not_done_are_removed_after_a_day(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (record,) = await kept(store, noted(placed(new(name="x" * 50_000)), "y" * 50_000))
+    left = await store._stowed(record.id, b"z" * 50_000)
+    gone = await store._stowed("nobody", b"z" * 50_000)
+    assert await store.purge(keep=0, limit=9) == 0
+    assert await store._db.parts.count_documents({}) == 4
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 100_000)
+    for _ in range(2):
+        assert await store.purge(keep=0, limit=9) == 0
+        assert await store._db.parts.count_documents({}) == 2
+    assert left != gone
+    assert await store.load(record.id) == record
+
+
 async def test_a_page_of_large_tasks_is_full_sooner(store: MongoStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mongo, "_PAGE_BYTES", 1000)
     records = await kept(store, *(new() for _ in range(9)))
@@ -823,3 +840,18 @@ async def test_an_unknown_task_is_not_found_while_others_are_purged(store: Mongo
     for view in View:
         with pytest.raises(TaskNotFound):
             await store.view(record.id, view)
+
+
+async def test_answers_come_in_time_however_long_others_have_been_asking(
+    store: MongoStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is asked together has no deadline of whoever asked first."""
+    monkeypatch.setattr(mongo, "_PATIENCE_S", 1.0)
+    (record,) = await kept(store, new())
+    end = time.monotonic() + 2.5
+
+    async def look() -> None:
+        while time.monotonic() < end:
+            await store.load(record.id)
+
+    await asyncio.gather(*(look() for _ in range(8)))
