@@ -402,7 +402,8 @@ class PulsarRestBackend:
 
     def _catch_up(self) -> None:
         """Updates come again, and some may have been missed."""
-        for job_id in self._jobs:
+        for job_id, job in self._jobs.items():
+            job.looks = -1  # at its status and at its report
             self._rounds.hurry(job_id, random.uniform(0, len(self._jobs) / _CALM_LOOKS_PER_S))  # noqa: S311
 
     @property
