@@ -63,6 +63,11 @@ _AFTER_END_S = 5.0
 _REMOVAL_S = 10.0
 _LAUNCH_S = 0.5
 _HEALTHY_S = 15.0
+_HELPER_LOOK_S = 2.0
+_HELPER_RUNS_S = 600.0
+_HELPER_WAITS_S = 3600.0
+_LOST_AFTER_S = 30.0
+_WAITS_LONG_S = 3600.0
 _PROBE_AGAIN_S = 60.0
 _CALL_TOGETHER_S = 1.0
 _CALL_AGAIN_S = 30.0
@@ -81,6 +86,8 @@ class _Followed:
     parsed: int = 0
     looks: int = 0
     runs: bool = False
+    outages: int = 0
+    again: bool = False
     watched_until: float = 0.0
     over_since: float | None = None
     gone_since: float | None = None
@@ -126,6 +133,7 @@ class PulsarRestBackend:
         self._canceling: dict[str, float] = {}
         self._set_up: set[str] = set()
         self._helpers: set[str] = set()
+        self._in_a_batch_system = False
         self._tails: dict[str, tuple[float, LogTails | None]] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
         about = (__version__, shown_url(server.address.url), server.address.manager, options.python, options.runtime)
@@ -153,6 +161,7 @@ class PulsarRestBackend:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(self._server)
             children = await stack.enter_async_context(asyncio.TaskGroup())
+            self._children = children
             works = [self._rounds.run(), self._calls.run(), self._watch_health()]
             if self._updates is not None:
                 works.append(self._updates.run(self._hear, self._catch_up))
@@ -251,6 +260,7 @@ class PulsarRestBackend:
         found = answer.get("found")
         self._found = found if isinstance(found, Mapping) else None
         self._runtime_sentence = str(answer.get("sentence"))
+        self._in_a_batch_system = bool(answer.get("batch"))
 
     async def run_helper(self, purpose: str, option: str, given: object) -> Mapping[str, object]:
         """Run the runner for something else than a job; the line of JSON that it prints.
@@ -268,10 +278,7 @@ class PulsarRestBackend:
             await self._server.upload(place.job_id, "input", "runner.py", runner_text(__version__).encode("ascii"))
             await self._server.upload(place.job_id, "input", "given.json", json.dumps(given).encode("ascii"))
             await self._server.submit(place.job_id, self._command(place.directory, option, "given.json"))
-            delay_s = 0.1
-            while not (status := await self._server.status(place.job_id)).over:
-                await asyncio.sleep(delay_s)
-                delay_s = min(delay_s * 1.5, 5.0)
+            status = await self._end_of_helper(place.job_id)
         finally:
             with contextlib.suppress(BackendUnavailable, PulsarRefused):
                 await asyncio.shield(self._remove_helper(job_id, place.job_id, over=status is not None and status.over))
@@ -285,6 +292,43 @@ class PulsarRestBackend:
                 why_not_run(self._server.address.name, status)
             )
         return answer
+
+    async def _end_of_helper(self, job_id: str) -> JobStatus:
+        """Wait for it, and not for ever: what ran while Pulsar was restarted may be `running` from then on."""
+        outages, since, last, delay_s = self._health.outages, time.monotonic(), "", 0.1
+        while not (status := await self._server.status(job_id)).over:
+            if status.status != last:
+                since, last = time.monotonic(), status.status
+            most_s = _HELPER_WAITS_S if last in _NOT_BEGUN else _HELPER_RUNS_S
+            if self._health.outages != outages or time.monotonic() - since > most_s:
+                raise BackendUnavailable(f"{self._server.address.name} has lost a job of ours ({last}).")
+            await asyncio.sleep(delay_s)
+            delay_s = min(delay_s * 1.5, 5.0)
+        return status
+
+    async def _start_anew(self, job: _Followed) -> None:
+        """Have the runner of a job started by a second one, where Pulsar has lost the first between queue and start.
+
+        It runs once however often it is started, and both tell the same.
+        """
+        job_id = f"tesapi-again-{uuid.uuid4()}"
+        note = self._note_of(job_id)
+        if note is not None:
+            note.touch()
+        self._helpers.add(job_id)
+        _log.warning(
+            "%s seems to have lost %s before its start; starting it again.", self._server.address.name, job.job_id
+        )
+        over = False
+        with contextlib.suppress(BackendUnavailable, PulsarRefused):
+            place = await self._server.set_up(job_id)
+            directory = job.document.removesuffix("/inputs/job.json")
+            await self._server.submit(place.job_id, self._command(directory, "job.json"))
+            while not over and not job.ended and self._jobs.get(job.job_id) is job:
+                await asyncio.sleep(_HELPER_LOOK_S)
+                over = (await self._server.status(place.job_id)).over
+        with contextlib.suppress(BackendUnavailable, PulsarRefused):
+            await self._remove_helper(job_id, job_id, over=over)
 
     async def _remove_helper(self, job_id: str, there: str, *, over: bool) -> None:
         self._helpers.discard(job_id)  # if it cannot be removed now, it is a forgotten one
@@ -374,7 +418,9 @@ class PulsarRestBackend:
         if job is None:
             now = time.monotonic()
             document = f"{handle['directory']}/inputs/job.json"
-            job = self._jobs[job_id] = _Followed(job_id, document, since=now, quiet_since=now)
+            job = self._jobs[job_id] = _Followed(
+                job_id, document, since=now, quiet_since=now, outages=self._health.outages
+            )
         news: asyncio.Queue[Sequence[RunnerEvent] | JobLost] = asyncio.Queue()
         job.followers.add(news)
         if job.events:
@@ -465,7 +511,7 @@ class PulsarRestBackend:
             if status is not None and status.over:
                 job.over_since = job.over_since or now
                 report = _whole(status.stdout)
-        if report is None and job.runs:
+        if report is None and (job.runs or job.looks % _STATUS_EVERY == 0):
             report = await self._server.metadata(job.job_id, "report.jsonl")
         if report is not None:
             self._take(job, report)
@@ -514,6 +560,12 @@ class PulsarRestBackend:
             # A runner that begins from now on finds the mark of the cancel, which was made before: see `cancel`.
             self._tell(job, [self._never_begun(canceling is not None, status)])
             return
+        waits = status is not None and status.status in _NOT_BEGUN and not job.events and canceling is None
+        waits = waits and not self._in_a_batch_system  # there it may wait for days, and Pulsar finds it again
+        lost = self._health.outages != job.outages and now - job.since > _LOST_AFTER_S
+        if waits and not job.again and (lost or now - job.since > _WAITS_LONG_S):
+            job.again = True
+            self._children.create_task(self._start_anew(job), name=f"again {job.job_id}")
         hopeless = over_for > _WATCHDOG_S or (canceling is not None and now - canceling > 2 * _KILL_AFTER_S)
         if hopeless and now - job.called > _CALL_AGAIN_S:
             self._calls.ask([job], over=True)

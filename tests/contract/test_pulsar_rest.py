@@ -113,6 +113,25 @@ async def test_a_runner_that_died_with_its_watchdog_while_pulsar_was_down_is_fou
     assert (await ends[1]).outcome is Outcome.COMPLETE  # it is not disturbed
 
 
+async def test_a_job_that_pulsar_lost_between_its_queue_and_the_start_is_started_again(
+    server: Pulsar, backend: PulsarRestBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pulsar_rest, "_WAITS_LONG_S", 1.0)
+    job = await make_job(backend, script("echo ran >> /v/ran; cat /v/ran"), volumes=["/v"])
+    handle = await backend.prepare(job)
+    directory = pathlib.Path(handle["directory"])
+    for name, text in (("runner.py", job.runner), ("job.json", job.document)):
+        (directory / "inputs" / name).write_text(text, "ascii")
+    # As Pulsar leaves it when it is killed after it took a job from its queue, and before it noted the process.
+    for name in ("submitted", "preprocessed"):
+        (directory / name).write_text("true", "ascii")
+    assert server.call("GET", f"/jobs/{job.job_id}/status").json()["status"] == "queued"
+    events = await events_of(backend, handle)
+    assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
+    await backend.discard(handle)
+    await until(lambda: not [place for place in server.jobs if "again" in place.name or place.name == job.job_id])
+
+
 async def test_a_job_that_ended_while_pulsar_was_down_is_told_when_it_is_back(
     pulsar: Pulsar, restarted: PulsarRestBackend
 ) -> None:
