@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
 import json
 import os
 import random
@@ -36,7 +37,17 @@ from tests.contract.records import MINUTE, NOON, after, done, ended, kept, new, 
 from tests.mongod import Mongod
 from tests.proxy import Proxy
 
+# The driver leaves a socket to the garbage collector where it was closed while it tried to connect.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
 PASSWORD = "p/a:s@s w%ord"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def sockets_of_the_driver() -> Iterator[None]:
+    """What it has left is not to be found in the tests of other modules."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="module", params=["replica-set", "standalone"])
@@ -791,10 +802,12 @@ async def test_a_database_that_cannot_be_reached_is_named_without_the_password(
     with pytest.raises(StoreUnavailable) as caught:
         async with MongoStore("mongodb://user:secret@127.0.0.1:1,127.0.0.1:2/tes?replicaSet=rs0"):
             pass
-    assert str(caught.value) == (
-        "MongoDB at 127.0.0.1:1,127.0.0.1:2 does not answer as it should: none of its servers can be reached and takes"
-        " writes."
+    text = str(caught.value)
+    assert text.startswith(
+        "MongoDB at 127.0.0.1:1,127.0.0.1:2 does not answer as it should: none of its servers can be"
     )
+    assert "[Errno 111] Connect" in text
+    assert "secret" not in text
 
 
 async def test_a_user_that_is_refused_is_told_so_and_no_password_is_shown(tmp_path: Path, mongod_program: Path) -> None:
