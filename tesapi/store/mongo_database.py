@@ -145,7 +145,8 @@ def _sentence(error: PyMongoError) -> str:
         case InvalidOperation():
             return "this process has closed its connections"
         case ServerSelectionTimeoutError():
-            return "none of its servers can be reached and takes writes"
+            reason = re.split(r" \(configured timeouts|, Timeout:", str(error))[0]
+            return f"none of its servers can be reached and takes writes ({reason[:200]})"
         case BulkWriteError() | WriteConcernError():
             return "it did not confirm a write"
         case DuplicateKeyError():
