@@ -43,10 +43,10 @@ _DEFAULT_NAME = "tesapi"
 _DEFAULTS: Mapping[str, Any] = {"maxPoolSize": 64, "heartbeatFrequencyMS": 2000}
 _START_PATIENCE_S = 30.0
 _OLDEST_WIRE = 9
-_OLDEST = "4.4"
+_OLDEST = "4.4.2"
 _HOLDERS_STAY_S = 86400
 _LOOKS_AT_THE_CLOCK = 5
-_AUTHENTICATION_FAILED, _UNAUTHORIZED = 18, 13
+_AUTHENTICATION_FAILED, _UNAUTHORIZED, _COMMAND_NOT_FOUND = 18, 13, 59
 
 BY_SEQ, BY_OWNER, BY_STATE, BY_NAME, BY_TAG = "by_seq", "by_owner", "by_state", "by_name", "by_tag"
 TO_CLAIM, HELD, POSTPONED, SLOTS, KEYS, DONE = "to_claim", "held", "postponed", "slots", "keys", "done"
@@ -196,7 +196,7 @@ async def connected(uri: str) -> AsyncIterator[Database]:
             with pymongo.timeout(_START_PATIENCE_S):
                 hello = await client.admin.command("hello")
                 if hello["maxWireVersion"] < _OLDEST_WIRE:
-                    raise ConfigurationProblem(f"{where} is older than {_OLDEST}, which is the oldest that will do.")
+                    raise _too_old(where)
                 store_id = await _store_id(db.get_collection("store"), await db.list_collection_names(), where, db.name)
             # Where there are many tasks, a new index takes its time.
             await db.get_collection("tasks").create_indexes(_INDEXES)
@@ -214,6 +214,8 @@ def _usable(where: str, name: str) -> Iterator[None]:
     except StoreUnavailable as error:
         cause = error.__cause__
         code = cause.code if isinstance(cause, OperationFailure) else None
+        if code == _COMMAND_NOT_FOUND:
+            raise _too_old(where) from None
         if code == _AUTHENTICATION_FAILED:
             raise ConfigurationProblem(
                 f"{where} refused the user or the password of db.mongodb_uri; if the user is not one of the database"
@@ -226,6 +228,10 @@ def _usable(where: str, name: str) -> Iterator[None]:
         if isinstance(cause, ConfigurationError):
             raise ConfigurationProblem(f"{where} cannot be used: {cause}") from None
         raise
+
+
+def _too_old(where: str) -> ConfigurationProblem:
+    return ConfigurationProblem(f"{where} is older than {_OLDEST}, which is the oldest that will do.")
 
 
 async def _store_id(store: AsyncCollection[Row], there: list[str], where: str, name: str) -> str:

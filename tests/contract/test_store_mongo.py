@@ -820,8 +820,12 @@ async def test_what_the_driver_does_not_read_as_a_uri_is_refused_and_not_shown(u
 
 async def test_a_server_that_is_too_old_is_refused(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mongo_database, "_OLDEST_WIRE", 99)
-    text = await refusal(uri)
-    assert "is older than 4.4" in text
+    assert "is older than 4.4.2" in await refusal(uri)
+
+
+async def test_a_server_that_does_not_know_our_commands_is_refused(server: Mongod, uri: str) -> None:
+    with server.failing("listCollections", errorCode=59):
+        assert "is older than 4.4.2" in await refusal(uri)
 
 
 async def test_a_database_that_cannot_be_reached_is_named_without_the_password(
