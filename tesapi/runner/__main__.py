@@ -7,7 +7,8 @@
  5. Read the job; refuse every URL, image and path that cannot be served, before anything moves.
  6. Stage the inputs in.
  7. Run the executors in order; stop at the first error that is not to be ignored.
- 8. Store the outputs that are there, after an error too: workflow engines need their logs and exit files.
+ 8. Open what containers of other users left closed. Store the outputs that are there, after an error too: workflow
+    engines need their logs and exit files.
  9. Report the end, and dismiss the watchdog; remove the task's files, where the job says so.
 
 Standard output is the report. The exit code is 0 whenever the report tells the end, whatever that was.
@@ -24,7 +25,7 @@ import os
 import sys
 from typing import List, Optional
 
-from . import guard, mounts, stage
+from . import guard, leftovers, mounts, stage
 from .execute import run_step
 from .job import Job, Places, Refused, read
 from .report import Report, echo, plain
@@ -164,21 +165,34 @@ def _story(job: Job, places: Places, runtime: Runtime, stop: guard.Stop, report:
     mounts.make_mount_points(layout)  # before the folders around them are opened to all
     if runtime.foreign_users:
         mounts.open_to_all(layout)
-    failed = None
-    for step in job.steps:
-        end = run_step(step, job, places, runtime, layout, stop, report)
-        if end.exit_code != 0 and not step.ignore_error:
-            because = f": {end.reason}" if end.reason else "."
-            failed = f"Executor {step.number} ended with exit code {end.exit_code}{because}"
-            break
-        if end.reason:
-            report.note(f"Executor {step.number}: {end.reason}")
+    try:
+        failed = _run_steps(job, places, runtime, layout, stop, report)
+        if runtime.foreign_users:
+            leftovers.open_up(job, layout, places.work, report.note, stop.check)
+    except BaseException:
+        if runtime.foreign_users:
+            leftovers.open_up(job, layout, places.work, report.note)
+        raise
     problems = stage.stage_out(job, layout, storages, report, stop.check)
     if failed is not None:
         for problem in problems:
             report.note(problem)
         return "executor_error", failed
     return ("system_error", " ".join(problems)) if problems else ("complete", None)
+
+
+def _run_steps(
+    job: Job, places: Places, runtime: Runtime, layout: mounts.Layout, stop: guard.Stop, report: Report
+) -> Optional[str]:
+    """Step 7: a sentence on the error that it stopped at."""
+    for step in job.steps:
+        end = run_step(step, job, places, runtime, layout, stop, report)
+        if end.exit_code != 0 and not step.ignore_error:
+            because = f": {end.reason}" if end.reason else "."
+            return f"Executor {step.number} ended with exit code {end.exit_code}{because}"
+        if end.reason:
+            report.note(f"Executor {step.number}: {end.reason}")
+    return None
 
 
 def _host() -> str:

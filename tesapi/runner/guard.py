@@ -12,6 +12,7 @@ import time
 from types import FrameType
 from typing import Any, Dict, List, Optional, Sequence
 
+from . import leftovers, mounts
 from .job import Places, Refused, read
 from .processes import boot_id, start_time
 from .report import Report, echo
@@ -200,6 +201,8 @@ def finish_for_the_dead(places: Places, runtime: Optional[Runtime], report: Repo
         )
         report.sync()
         return
+    if runtime is not None and runtime.foreign_users and elsewhere is None:
+        _open_leftovers(places, report)
     running = _running_executor(report)
     if running is not None:
         tails = _last_tails(places, running)
@@ -212,6 +215,14 @@ def finish_for_the_dead(places: Places, runtime: Optional[Runtime], report: Repo
             "ended", outcome="system_error", reason=f"{_how_it_died(places)} {doing}; nothing of it runs any more."
         )
     report.sync()
+
+
+def _open_leftovers(places: Places, report: Report) -> None:
+    try:
+        job = read(places.document)
+        leftovers.open_up(job, mounts.plan(job, places.work), places.work, report.note)
+    except Refused:
+        return  # such a job never ran
 
 
 def _who_started(places: Places) -> Optional[Dict[str, Any]]:
