@@ -26,7 +26,7 @@ bench: $(VENV)/ready-dev
 
 # The kill suite at the size that the issues name; SEED and SIZE say which run it was.
 soak: $(VENV)/ready-dev
-	TESAPI_TEST_SIZE=$(SIZE) TESAPI_TEST_KILLS=$(KILLS) TESAPI_TEST_SEED=$(SEED) TESAPI_TEST_CANCELS=100 TESAPI_TEST_PRINTED_MB=5000 $(VENV)/bin/python -m pytest tests/services tests/runner -m soak -s -o timeout=3600
+	TESAPI_TEST_FULL=1 TESAPI_TEST_AWAY_S=30 TESAPI_TEST_SIZE=$(SIZE) TESAPI_TEST_KILLS=$(KILLS) TESAPI_TEST_SEED=$(SEED) TESAPI_TEST_CANCELS=100 TESAPI_TEST_PRINTED_MB=5000 $(VENV)/bin/python -m pytest tests/services tests/runner -m soak -s -o timeout=3600
 
 # Needs uv (`pip install uv`); run it after changing the dependencies in pyproject.toml.
 lock:

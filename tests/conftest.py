@@ -34,6 +34,11 @@ RUNTIMES = tuple(os.environ.get("TESAPI_TEST_RUNTIMES", "bubblewrap docker podma
 """
 
 
+TAKES_MINUTES = pytest.mark.skipif(
+    not os.environ.get("TESAPI_TEST_FULL"), reason="takes minutes: runs with TESAPI_TEST_FULL=1, as in CI"
+)
+
+
 @pytest.fixture(scope="session")
 def bubblewrap(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, object]:
     """What a job's document says of a bubblewrap that works here, with `alpine` mapped to this machine's /usr."""

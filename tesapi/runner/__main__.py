@@ -187,6 +187,8 @@ def _run_steps(
     """Step 7: a sentence on the error that it stopped at."""
     for step in job.steps:
         end = run_step(step, job, places, runtime, layout, stop, report)
+        if end.exit_code != 0 and stop.canceled:
+            raise guard.Stopped  # whoever cancels may have told the container before us
         if end.exit_code != 0 and not step.ignore_error:
             because = f": {end.reason}" if end.reason else "."
             return f"Executor {step.number} ended with exit code {end.exit_code}{because}"

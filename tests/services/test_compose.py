@@ -18,7 +18,7 @@ import httpx
 import pytest
 import yaml
 
-from tests.conftest import missing
+from tests.conftest import TAKES_MINUTES, missing
 from tests.daemon import free_port
 from tests.engines import DockerEngine, Missing
 from tests.images import import_mongo, import_python, import_rabbitmq
@@ -170,7 +170,7 @@ def service(
     assert service.left == []
 
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = [pytest.mark.timeout(1200), TAKES_MINUTES]
 
 
 def _hello(service: Up, name: str, wait_s: int = 0) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import pytest
 
+from tests.conftest import TAKES_MINUTES
 from tests.jobs import processes_with, sandboxes, until
 from tests.pulsars import Pulsar
 from tests.rabbit import Rabbit
@@ -68,6 +69,7 @@ def at_pulsar(folder: pathlib.Path) -> dict[str, object]:
     }
 
 
+@TAKES_MINUTES
 @pytest.mark.soak
 @pytest.mark.timeout(400 + 10 * SIZE)
 @pytest.mark.parametrize("kind", ["amqp", "both"])

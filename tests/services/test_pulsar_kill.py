@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 
 import pytest
 
-from tests.conftest import RUNTIMES
+from tests.conftest import RUNTIMES, TAKES_MINUTES
 from tests.engines import DockerEngine
 from tests.jobs import processes_with, sandboxes, until
 from tests.pulsars import Pulsar
@@ -73,7 +73,9 @@ def on_docker(tmp_path: pathlib.Path, pulsars: list[Pulsar], docker_engine: Dock
 
 @pytest.mark.soak
 @pytest.mark.timeout(400 + 20 * SIZE)
-@pytest.mark.parametrize("runtime", [name for name in ("bubblewrap", "docker") if name in RUNTIMES])
+@pytest.mark.parametrize(
+    "runtime", ["bubblewrap", *(pytest.param(name, marks=TAKES_MINUTES) for name in ("docker",) if name in RUNTIMES)]
+)
 def test_the_service_and_its_pulsars_are_killed_again_and_again(
     tmp_path: pathlib.Path, request: pytest.FixtureRequest, counting: Counting, pulsars: list[Pulsar], runtime: str
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 
+from tests.conftest import TAKES_MINUTES
 from tests.jobs import processes_with, sandboxes, until
 from tests.mongod import Mongod
 from tests.pulsars import Pulsar
@@ -75,6 +76,7 @@ def own_mongod(tmp_path: pathlib.Path, mongod_program: pathlib.Path) -> Iterator
         yield server
 
 
+@TAKES_MINUTES
 @pytest.mark.soak
 @pytest.mark.timeout(600 + 20 * SIZE)
 def test_whoever_dies_and_whenever_nothing_is_lost_doubled_or_left(
