@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import json
 import os
@@ -15,6 +16,8 @@ from collections.abc import Iterator
 
 from tesapi.runner.runtimes.engine import Engine, EngineAway, EngineRefused
 from tests.jobs import pid_alive, until
+
+_STARTING = pathlib.Path(tempfile.gettempdir(), "tesapi-tests-engine.lock")
 
 IMAGES = ("alpine", "busybox", "debian:bookworm")
 
@@ -34,19 +37,34 @@ class DockerEngine:
 
     def start(self) -> None:
         """Start the engine and wait until it answers."""
+        # One after the other on this machine: engines that start together are in each other's way at the bridge and at
+        # the firewall's chains that they share, and one of them ends.
+        with _STARTING.open("ab") as turn:
+            fcntl.flock(turn, fcntl.LOCK_EX)
+            for _ in range(3):
+                self._launch()
+                with contextlib.suppress(AssertionError):
+                    until(self._settled, "the Docker engine", patience_s=60)
+                    if self._process is not None and self._process.poll() is None:
+                        return
+                self.kill()
+            log = (self._folder / "log").read_text("utf-8", "replace")
+            raise AssertionError(f"the Docker engine does not start: {log[-6000:]}")
+
+    def _launch(self) -> None:
         command = ["dockerd", "--live-restore", "--data-root", self._path("data"), "--exec-root", self._path("exec")]
         command += ["--pidfile", self._path("pid"), "-H", f"unix://{self.socket}"]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-        until(self._answers, f"the Docker engine (its log: {self._folder / 'log'})", patience_s=60)
 
     def kill(self) -> None:
         """End the engine as a crash would; its containers live on."""
         self._ended("kill")
         # Its containerd dies with it, and may stay a zombie for a while, which a new engine would wait for in vain.
         note = self._folder / "exec" / "containerd" / "containerd.pid"
-        until(lambda: not pid_alive(int(note.read_text("ascii"))), "the end of containerd")
-        note.unlink()
+        with contextlib.suppress(FileNotFoundError):
+            until(lambda: not pid_alive(int(note.read_text("ascii"))), "the end of containerd")
+            note.unlink()
 
     def stop(self) -> None:
         """Stop the engine and all its containers."""
@@ -85,7 +103,10 @@ class DockerEngine:
     def _path(self, name: str) -> str:
         return str(self._folder / name)
 
-    def _answers(self) -> bool:
+    def _settled(self) -> bool:
+        """Whether it answers, or has ended instead."""
+        if self._process is None or self._process.poll() is not None:
+            return True
         try:
             self.engine.call("GET", "/version")
         except EngineAway:
