@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import random
 import shlex
 import time
 import uuid
@@ -54,6 +55,11 @@ _PLACE = "__PULSAR_JOB_DIRECTORY__"
 _LOOKS_AT_ONCE = 16
 _FIRST_ASK_S = 3.0
 _SLOWEST_ASK_S = 60.0
+_FIRST_CALM_ASK_S = 30.0
+_SLOWEST_CALM_ASK_S = 900.0
+_CALM_ASKS_PER_S = 2.0  # after jobs that are known to run, all together
+_ASKS_PER_S = 50.0  # where many have to be asked after at once
+_MISSED_EVERY_S = 60.0
 _FIRST_KILL_S = 0.2
 _SLOWEST_KILL_S = 5.0
 _KILL_TO_STATUS_S = 0.1
@@ -91,6 +97,7 @@ class _Followed:
     since: float
     heard: bool = False
     changed_at: float = 0.0
+    word_at: float = 0.0
     asks: int = 0
     asked_at: float | None = None
     attached_at: float = 0.0
@@ -144,6 +151,7 @@ class PulsarAmqpBackend:
         self._found: Mapping[str, object] | None = None
         self._runtime_sentence = "It has not been found out yet which container runtime works there."
         self._look_for_runtime = asyncio.Event()
+        self._missed_at = float("-inf")
         self._children: asyncio.TaskGroup | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -197,9 +205,14 @@ class PulsarAmqpBackend:
         for job in self._jobs.values():
             if job.seen is not None or job.heard:
                 job.wants = job.wants or "attach"
-            self._rounds.hurry(job.job_id)
+            self._hurry_in_turn(job)
         for job_id in self._helpers:
             self._rounds.hurry(job_id)
+
+    def _hurry_in_turn(self, job: _Followed) -> None:
+        """Look at one of many soon, and not at all of them at once."""
+        crowd_s = len(self._jobs) / _ASKS_PER_S
+        self._rounds.hurry(job.job_id, random.uniform(0, crowd_s) if crowd_s > 1 else 0.0)  # noqa: S311
 
     async def _find_runtime(self) -> None:
         """Find out with a job of our own which container runtime works there, as soon as Pulsar can be reached."""
@@ -380,7 +393,9 @@ class PulsarAmqpBackend:
 
     def _take_of_job(self, job: _Followed, status: JobStatus, update: Update) -> bool:
         now = time.monotonic()
-        job.asked_at = None
+        if status.over and job.asked_at is not None and job.seen is not None:
+            self._may_have_missed_others(job, now)
+        job.asked_at, job.word_at = None, now
         if job.ended or job.sweeping:
             return True
         if status.gone:
@@ -402,6 +417,16 @@ class PulsarAmqpBackend:
         job.over = status  # which is not kept from being forgotten: whoever follows the job later is told the same
         self._start_sweep(job)
         return True
+
+    def _may_have_missed_others(self, answered: _Followed, now: float) -> None:
+        """An end that was told because it was asked for: the update may have been lost, and with it those of others."""
+        if answered.job_id in self._canceling or now - self._missed_at < _MISSED_EVERY_S:
+            return
+        self._missed_at = now
+        for job in self._jobs.values():
+            if job is not answered and not job.ended:
+                job.word_at = float("-inf")
+                self._hurry_in_turn(job)
 
     def _runs(self, job: _Followed, status: JobStatus, update: Update) -> bool:
         if status.status != "running" or job.seen is not None:
@@ -490,8 +515,11 @@ class PulsarAmqpBackend:
             self._canceling.setdefault(job.job_id, now)
         if job.sweeping:  # which tells the rest; but what it waits for may still live
             return await self._kill(job) if job.job_id in self._canceling else None
-        if job.heard and now - max(job.attached_at, job.since) > _ATTACH_EVERY_S:
+        if job.heard and now - max(job.attached_at, job.since) > max(_ATTACH_EVERY_S, self._crowd_s):
             job.wants = job.wants or "attach"
+        rest_s = self._rest_s(job, now)
+        if rest_s > 0:
+            return rest_s
         await self._send_what_it_wants(job)
         if job.job_id in self._canceling:
             await self._kill(job)
@@ -503,6 +531,21 @@ class PulsarAmqpBackend:
             self._start_sweep(job)  # a byte in a stream that is no text keeps Pulsar from saying anything of the job
             return None
         return self._interval_s(job)
+
+    @property
+    def _crowd_s(self) -> float:
+        """How long it takes to ask after all jobs calmly."""
+        return len(self._jobs) / _CALM_ASKS_PER_S
+
+    def _rest_s(self, job: _Followed, now: float) -> float:
+        """How long a job needs not be asked after: one that is known to run tells its end by itself."""
+        if job.seen is None or job.wants or job.job_id in self._canceling or job.gone_since is not None:
+            return 0.0
+        if job.asked_at is not None:  # and has not answered
+            return 0.0
+        quiet_s = job.word_at - max(job.changed_at, job.since)
+        calm_s = max(min(max(quiet_s, _FIRST_CALM_ASK_S), _SLOWEST_CALM_ASK_S), self._crowd_s)
+        return job.word_at + calm_s - now
 
     async def _kill(self, job: _Followed) -> float:
         """Have Pulsar kill the job, if it has it by now; after how long to do so again."""
@@ -516,7 +559,8 @@ class PulsarAmqpBackend:
         if job.gone_since is not None:
             return _FIRST_ASK_S
         quiet = time.monotonic() - max(job.changed_at, job.since)  # what Pulsar says again is no change
-        return min(max(_FIRST_ASK_S, quiet * 0.3), _SLOWEST_ASK_S)
+        interval_s = min(max(_FIRST_ASK_S, quiet * 0.3), _SLOWEST_ASK_S)
+        return max(interval_s, self._crowd_s) if job.heard and job.asked_at is None else interval_s
 
     async def _send_what_it_wants(self, job: _Followed) -> None:
         wants, job.wants = job.wants, ""

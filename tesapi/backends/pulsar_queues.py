@@ -22,6 +22,7 @@ from urllib.parse import urlsplit, urlunsplit
 import aio_pika
 from aio_pika import exceptions as amqp
 from aio_pika.abc import AbstractChannel, AbstractExchange, AbstractIncomingMessage
+from aio_pika.connection import make_url
 from aiormq.exceptions import ChannelAccessRefused, ConnectionNotAllowed
 
 from tesapi.backends.health import Health, Standing
@@ -199,12 +200,10 @@ class PulsarQueues:
 
     async def _session(self) -> None:
         """Connect, and see to it that everything is there, until the connection is gone."""
-        async with asyncio.timeout(self.address.timeout_s):
-            connection = await aio_pika.connect(
-                _with_heartbeat(self.address.url), ssl_context=_trust(self.address), timeout=self.address.timeout_s
-            )
-        async with connection:
+        connection = aio_pika.Connection(make_url(_with_heartbeat(self.address.url)), ssl_context=_trust(self.address))
+        async with connection:  # which closes also one that never was open
             async with asyncio.timeout(self.address.timeout_s):
+                await connection.connect(timeout=self.address.timeout_s)
                 requests = await connection.channel(publisher_confirms=True, on_return_raises=True)
                 exchange = await requests.declare_exchange(_EXCHANGE, aio_pika.ExchangeType.DIRECT, durable=True)
                 for what in (*_REQUESTS, _UPDATES):

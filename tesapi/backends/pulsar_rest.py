@@ -48,7 +48,9 @@ _LOOKS_PER_S = 100.0  # at jobs that were started just now, all together
 _CALM_LOOKS_PER_S = 20.0  # at all others
 _YOUNG_S = 1.0
 _FIRST_LOOK_BESIDE_UPDATES_S = 1.0
-_SLOWEST_LOOK_BESIDE_UPDATES_S = 30.0
+_CALM_LOOK_BESIDE_UPDATES_S = 30.0
+_SLOWEST_LOOK_BESIDE_UPDATES_S = 900.0
+_LOOKS_BESIDE_UPDATES_PER_S = 2.0
 _STATUS_EVERY = 8
 _NOT_BEGUN = ("preprocessing", "queued")
 _WATCHED_S = 10.0
@@ -469,7 +471,11 @@ class PulsarRestBackend:
         if job.job_id in self._canceling or job.over_since is not None:
             return max(_CANCEL_LOOK_S, len(self._canceling) / _LOOKS_PER_S)
         if self._hearing:
-            calm = min(max(quiet, _FIRST_LOOK_BESIDE_UPDATES_S), _SLOWEST_LOOK_BESIDE_UPDATES_S)
+            # What begins and what ends is told; until the runner has told something itself there is more to come.
+            first, per_s = _FIRST_LOOK_BESIDE_UPDATES_S, _CALM_LOOKS_PER_S
+            if job.events:
+                first, per_s = _CALM_LOOK_BESIDE_UPDATES_S, _LOOKS_BESIDE_UPDATES_PER_S
+            calm = max(min(max(quiet, first), _SLOWEST_LOOK_BESIDE_UPDATES_S), len(self._jobs) / per_s)
             return min(calm, _WATCHED_LOOK_S) if now < job.watched_until else calm
         if quiet < _YOUNG_S:
             return max(self._first_look_s(), quiet * 0.1)
@@ -500,6 +506,7 @@ class PulsarRestBackend:
             not job.runs
             or job.over_since is not None
             or job.looks % _STATUS_EVERY == 0
+            or self._hearing  # and so looks seldom
             or job.job_id in self._canceling
         ):
             status = await self._status(job.job_id)

@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import pathlib
+import shutil
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -22,7 +23,7 @@ from tesapi.backends.base import Capacity
 from tesapi.backends.health import Health, Standing
 from tesapi.backends.pulsar_amqp import PulsarAmqpBackend
 from tesapi.backends.pulsar_jobs import PROBE_NOTE, PulsarOptions
-from tesapi.backends.pulsar_queues import BrokerAddress
+from tesapi.backends.pulsar_queues import BrokerAddress, Update
 from tesapi.backends.runtimes import RuntimeOptions
 from tesapi.errors import BackendUnavailable, JobLost
 from tesapi.jobs.plan import Job
@@ -229,6 +230,36 @@ async def test_each_of_several_processes_hears_of_its_own_jobs(
     assert {end.outcome for end in ends} == {Outcome.COMPLETE}
 
 
+async def test_nothing_is_asked_while_updates_come(site: Site) -> None:
+    await site.job(step("true"))
+    before = site.backend._queues.published
+    handles = [(await site.started(script(f"sleep {seconds}")))[1] for seconds in (0, 1, 2, 8)]
+    ends = await asyncio.gather(*(site.end(handle) for handle in handles))
+    assert {end.outcome for end in ends} == {Outcome.COMPLETE}
+    assert site.backend._queues.published - before == len(handles)
+
+
+async def test_where_the_end_of_one_job_was_missed_the_others_are_asked_after(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [await site.started(script(f"echo {number}; sleep 2")) for number in range(3)]
+    reports = [asyncio.ensure_future(site.report(handle)) for _, handle in jobs]
+    followed = site.backend._jobs
+    while not all(job.job_id in followed and followed[job.job_id].seen for job, _ in jobs):
+        await asyncio.sleep(0.02)
+    missed: list[Update] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(site.backend._queues, "_take", lambda update: missed.append(update) or True)  # as if purged
+        while sum(update.answer["complete"] == "true" for update in missed) < 3:
+            await asyncio.sleep(0.02)
+    assert not any(report.done() for report in reports)
+    first = followed[jobs[0][0].job_id]
+    first.word_at = float("-inf")  # its turn has come
+    site.backend._rounds.hurry(first.job_id)
+    async with asyncio.timeout(pulsar_amqp._FIRST_CALM_ASK_S / 2):
+        assert [_printed(report) for report in await asyncio.gather(*reports)] == [["0\n"], ["1\n"], ["2\n"]]
+
+
 async def test_bad_messages_change_nothing_and_are_told_once(
     site: Site, mailman: Mailman, rabbit: Rabbit, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -420,10 +451,13 @@ async def test_a_job_whose_runner_cannot_begin_says_why(
 
 async def test_a_job_that_runs_long_is_asked_for_ever_less_often(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pulsar_amqp, "_FIRST_ASK_S", 0.1)
+    monkeypatch.setattr(pulsar_amqp, "_FIRST_CALM_ASK_S", 0.2)
+    monkeypatch.setattr(pulsar_amqp, "_CALM_ASKS_PER_S", 100.0)
     _, handle = await site.started(script("sleep 6"))
     before = site.backend._queues.published
     assert (await site.end(handle)).outcome is Outcome.COMPLETE
-    assert site.backend._queues.published - before <= 30  # by a constant interval they would be 60
+    asks = site.backend._queues.published - before
+    assert 3 <= asks <= 15, "by a constant interval they would be 30"
 
 
 # Who may go away.
@@ -556,10 +590,9 @@ async def test_a_set_up_message_that_vanished_is_sent_again(
 
 
 async def test_a_job_that_had_begun_and_whose_folder_is_gone_is_lost_and_not_run_again(
-    make_pulsar: MakePulsar, address: BrokerAddress, options: PulsarOptions
+    make_pulsar: MakePulsar, address: BrokerAddress, options: PulsarOptions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import shutil
-
+    monkeypatch.setattr(pulsar_amqp, "_FIRST_CALM_ASK_S", 1.0)
     pulsar = make_pulsar()
     async with at(address, options) as site:
         job, handle = await site.started(step("sleep", "1000"))
