@@ -12,6 +12,8 @@ Absolute figures change from machine to machine. What is compared:
 - no-op tasks through a real Pulsar over REST, beside a client that does the least for the same jobs; cancel there; and
   what 1,000 jobs in flight take that nobody looks at;
 - no-op tasks on a Pulsar behind a RabbitMQ, beside a bare client of the broker that has the same jobs run;
+- what 10,000 jobs take that run at a simulated Pulsar behind a RabbitMQ;
+- tasks that two dispatchers drive from one MongoDB, beside one alone, at a simulated destination;
 - moving a file in and out (TESAPI_BENCH_MIB says how large), by `file` beside cp, by `http` beside curl.
 """
 
@@ -23,7 +25,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from benchmarks import http, idle, lists, local, mongodb, pulsar, pulsar_amqp, storage
+from benchmarks import dispatchers, http, idle, lists, local, mongodb, pulsar, pulsar_amqp, storage
 from tesapi.store.sqlite import SqliteStore
 
 
@@ -46,6 +48,8 @@ def main() -> int:
         "docker": lambda folder: local.docker(folder, options.rounds),
         "pulsar": lambda folder: pulsar.run(folder, options.rounds),
         "pulsar_amqp": lambda folder: pulsar_amqp.run(folder, options.rounds),
+        "idle_amqp": pulsar_amqp.run_idle,
+        "dispatchers": lambda folder: dispatchers.run(folder, options.rounds),
         "storage": lambda folder: storage.run(folder, options.rounds),
     }
     for name, run in cases.items():

@@ -212,12 +212,13 @@ def _simulated() -> Iterator[str]:
     port = free_port()
     with subprocess.Popen([sys.executable, "-m", "benchmarks.simulated_pulsar", str(port)]) as process:
         url = f"http://127.0.0.1:{port}"
-        until(lambda: _answers(url) or None, "the simulated Pulsar")
+        until(lambda: answers(url) or None, "the simulated Pulsar")
         yield url
         process.terminate()
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a Pulsar, or something like it, is there."""
     try:
         return httpx.get(f"{url}/healthz").status_code == 200
     except httpx.TransportError:

@@ -1,25 +1,34 @@
-"""No-op tasks on a Pulsar behind a RabbitMQ, beside a bare client of the broker that has the same jobs run."""
+"""No-op tasks on a Pulsar behind a RabbitMQ, beside a bare client of the broker that has the same jobs run.
+
+And what very many jobs take that run there, at a Pulsar that runs nothing.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 import json
 import os
 import pathlib
 import statistics
+import threading
 import time
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Self
 
 import aio_pika
 
+from benchmarks.idle import cpu_s, memory_mib
 from benchmarks.local import complete, seconds
 from tesapi import __version__
 from tesapi.backends.pulsar_queues import BrokerAddress
 from tesapi.backends.runtimes import RuntimeOptions, RuntimeProbe
 from tesapi.jobs.bundle import runner_text
 from tests.engines import Missing
+from tests.jobs import until
 from tests.pulsars import Pulsar, install
 from tests.rabbit import Rabbit
 from tests.services.server import Server
@@ -29,6 +38,10 @@ _ALONE = 10
 _AT_ONCE = 8
 _LOOK_S = 0.005
 _LOOK_AT_MANY_S = 0.05
+_IDLE_JOBS = 10_000
+_IDLE_S = 60
+_POSTERS = 8
+_TRUE = {"executors": [{"image": "alpine", "command": ["true"]}]}
 
 
 def run(folder: pathlib.Path, rounds: int) -> None:
@@ -64,6 +77,88 @@ def run(folder: pathlib.Path, rounds: int) -> None:
     _row("POST to COMPLETE, one alone", one["task"] * 1e3, " ms")
     for name in ("true", "runner"):
         _row(f"a bare client, {name}", one[name] * 1e3, f" ms   task: {one['task'] / one[name]:5.2f} of it")
+
+
+def run_idle(folder: pathlib.Path) -> None:
+    """What very many running jobs take that nobody looks at, beside the same service without any; and print it."""
+    with contextlib.ExitStack() as stack:
+        try:
+            rabbit = stack.enter_context(Rabbit(folder / "rabbit"))
+        except Missing as why:
+            print(f"idle_amqp: not measured. It {why}.")
+            return
+        pulsar = _Simulated(rabbit.url)
+        stack.enter_context(pulsar)
+        settings = {"PULSAR__AMQP_URL": rabbit.url, "PULSAR__MAX_JOBS": _IDLE_JOBS}
+        server = stack.enter_context(Server(folder, PULSAR__RUNTIME__KIND="bubblewrap", **settings))
+        assert server.process is not None
+        pid = server.process.pid
+        until(lambda: pulsar.counted["setup"] or None, "the first question")
+        time.sleep(3)
+        memory = memory_mib(pid)
+        alone = _share(pid)
+        with ThreadPoolExecutor(_POSTERS) as pool:
+            list(pool.map(lambda _: server.post(_TRUE), range(_IDLE_JOBS)))
+        until(lambda: pulsar.counted["setup"] > _IDLE_JOBS or None, "all to be sent", 600)
+        time.sleep(_IDLE_S / 2)
+        before = pulsar.counted["status"]
+        share, more = _share(pid), memory_mib(pid) - memory
+        asked = pulsar.counted["status"] - before
+    print(f"{_IDLE_JOBS} jobs that run at a simulated Pulsar behind a RabbitMQ, over {_IDLE_S} s: ", end="")
+    print(f"{share:.1%} of a core (without any {alone:.1%}), {more:.0f} MiB more than without, {asked} asked after")
+
+
+def _share(pid: int) -> float:
+    began = cpu_s(pid)
+    time.sleep(_IDLE_S)
+    return (cpu_s(pid) - began) / _IDLE_S
+
+
+class _Simulated:
+    """Says on the wire what a Pulsar says whose jobs begin at once and never end; counts what it is sent."""
+
+    def __init__(self, url: str) -> None:
+        self.counted = dict.fromkeys(("setup", "status", "kill"), 0)
+        self._url = url
+        self._address = BrokerAddress("simulated", "")
+        self._ready = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *how: object) -> None:
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    async def _run(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        async with await aio_pika.connect(self._url) as connection:
+            channel = await connection.channel(publisher_confirms=False)
+            await channel.set_qos(prefetch_count=100)
+            self._exchange = await channel.declare_exchange("pulsar", aio_pika.ExchangeType.DIRECT, durable=True)
+            for what in self.counted:
+                queue = await channel.declare_queue(self._address.queue(what), durable=True)
+                await queue.bind(self._exchange, routing_key=queue.name)
+                await queue.consume(functools.partial(self._take, what))
+            self._ready.set()
+            await self._stop.wait()
+
+    async def _take(self, what: str, message: aio_pika.abc.AbstractIncomingMessage) -> None:
+        self.counted[what] += 1
+        content = json.loads(message.body)
+        if what != "kill":
+            status: dict[str, object] = {"job_id": content["job_id"], "complete": "false", "status": "running"}
+            if content["job_id"].startswith("tesapi-probe"):
+                said = {"event": "probed", "found": {"kind": "simulated"}, "sentence": "Nothing is run: simulated."}
+                status |= {"complete": "true", "status": "complete", "returncode": 0, "job_stdout": json.dumps(said)}
+            update = aio_pika.Message(json.dumps(status).encode(), content_type="application/json")
+            await self._exchange.publish(update, routing_key=self._address.queue("status_update"))
+        await message.ack()
 
 
 def _measured(

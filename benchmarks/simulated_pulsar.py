@@ -1,6 +1,7 @@
 """What a Pulsar says on the wire, without running anything: jobs begin at once, and run until they are canceled.
 
-`python -m benchmarks.simulated_pulsar PORT`. For measuring what the service takes for very many jobs in flight.
+`python -m benchmarks.simulated_pulsar PORT`. For measuring what the service takes for very many jobs in flight. With
+`--ends`, jobs have ended as soon as they are submitted: for measuring how many tasks it drives where nothing is run.
 """
 
 from __future__ import annotations
@@ -19,9 +20,17 @@ _RUNNING = (
     + json.dumps({"seq": 2, "at": _AT, "event": "executor_started", "index": 0, "image_used": "simulated"})
     + "\n"
 ).encode()
+_ENDED = (
+    _RUNNING.decode()
+    + json.dumps({"seq": 3, "at": _AT, "event": "executor_ended", "index": 0, "exit_code": 0})
+    + "\n"
+    + json.dumps({"seq": 4, "at": _AT, "event": "ended", "outcome": "complete"})
+    + "\n"
+)
 _FOUND = {"kind": "simulated"}
 
 jobs: dict[str, str] = {}
+ends = False
 
 
 async def application(scope: Any, receive: Any, send: Any) -> None:
@@ -49,7 +58,8 @@ def _answer(method: str, path: list[str], query: dict[str, str]) -> tuple[int, b
         jobs.pop(job_id, None)
         return 200, b"OK"
     if what == "submit":
-        jobs[job_id] = "complete" if "--probe" in query["command_line"] else "running"
+        probe = "--probe" in query["command_line"]
+        jobs[job_id] = "complete" if probe else "ended" if ends else "running"
         return 200, b"OK"
     if what == "status":
         return 200, json.dumps(_status(job_id)).encode()
@@ -61,6 +71,8 @@ def _answer(method: str, path: list[str], query: dict[str, str]) -> tuple[int, b
 
 def _status(job_id: str) -> dict[str, object]:
     state = jobs.get(job_id, "lost")
+    if state == "ended":
+        return {"job_id": job_id, "complete": "true", "status": "complete", "returncode": 0, "job_stdout": _ENDED}
     if state != "complete":
         return {"job_id": job_id, "complete": "false", "status": state}
     said = {"event": "probed", "host": "simulated", "found": _FOUND, "sentence": "Nothing is run: it is simulated."}
@@ -68,4 +80,5 @@ def _status(job_id: str) -> dict[str, object]:
 
 
 if __name__ == "__main__":
+    ends = "--ends" in sys.argv
     uvicorn.run(application, port=int(sys.argv[1]), log_level="warning", access_log=False)

@@ -124,7 +124,19 @@ class Mongod(Daemon):
             return False
 
     def _command(self) -> tuple[Sequence[str], Mapping[str, str]]:
-        command = [str(self._program), "--dbpath", str(self.folder / "db"), "--bind_ip", "127.0.0.1", "--nounixsocket"]
+        # It opens a file for each index, of which the tests make thousands; an ordinary user has 1024 unless asked.
+        command = [
+            "sh",
+            "-c",
+            'ulimit -n "$(ulimit -Hn)" && exec "$@"',
+            "mongod",
+            str(self._program),
+            "--dbpath",
+            str(self.folder / "db"),
+            "--bind_ip",
+            "127.0.0.1",
+            "--nounixsocket",
+        ]
         command += ["--port", str(self.port), "--wiredTigerCacheSizeGB", "0.5", "--setParameter"]
         command += ["enableTestCommands=1", "--setParameter", "diagnosticDataCollectionEnabled=false"]
         if self._set is not None:
