@@ -168,6 +168,30 @@ class ReplicaSet:
         self.members = [_Member(folder / f"member{number}", program) for number in range(3)]
         hosts = ",".join(f"127.0.0.1:{member.port}" for member in self.members)
         self.url = f"mongodb://{hosts}/?replicaSet=rs0"
+        self._killed: list[Mongod] = []
+
+    def database_url(self, name: str) -> str:
+        """The URI of one database."""
+        return self.url.replace("/?", f"/{name}?")
+
+    def kill(self) -> None:
+        """Kill the one that takes writes; another will."""
+        primary: Mongod = until(lambda: self.primary, "an election", patience_s=60)
+        primary.kill()
+        self._killed.append(primary)
+
+    def start(self) -> None:
+        """Start again what was killed."""
+        while self._killed:
+            self._killed.pop().start()
+
+    @contextlib.contextmanager
+    def suspended(self) -> Iterator[None]:
+        """None of them answers."""
+        with contextlib.ExitStack() as stack:
+            for member in self.members:
+                stack.enter_context(member.suspended())
+            yield
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as stack:

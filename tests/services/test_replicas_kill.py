@@ -18,7 +18,7 @@ import pytest
 
 from tests.conftest import TAKES_MINUTES
 from tests.jobs import processes_with, sandboxes, until
-from tests.mongod import Mongod
+from tests.mongod import Mongod, ReplicaSet
 from tests.pulsars import Pulsar
 from tests.services.server import SETTLED, Server
 from tests.services.workload import Counting, Poster, check
@@ -69,11 +69,14 @@ def counting() -> Iterator[Counting]:
         thread.join()
 
 
-@pytest.fixture
-def own_mongod(tmp_path: pathlib.Path, mongod_program: pathlib.Path) -> Iterator[Mongod]:
-    """A MongoDB that may be killed."""
-    with Mongod(tmp_path / "mongod", mongod_program) as server:
-        yield server
+@pytest.fixture(params=["one server", "three servers"])
+def own_mongod(
+    request: pytest.FixtureRequest, tmp_path: pathlib.Path, mongod_program: pathlib.Path
+) -> Iterator[Mongod | ReplicaSet]:
+    """A MongoDB that may be killed: one server, or whichever of three takes the writes."""
+    start = Mongod if request.param == "one server" else ReplicaSet
+    with start(tmp_path / "mongod", mongod_program) as servers:
+        yield servers
 
 
 @TAKES_MINUTES
@@ -81,13 +84,14 @@ def own_mongod(tmp_path: pathlib.Path, mongod_program: pathlib.Path) -> Iterator
 @pytest.mark.timeout(600 + 20 * SIZE)
 def test_whoever_dies_and_whenever_nothing_is_lost_doubled_or_left(
     tmp_path: pathlib.Path,
-    own_mongod: Mongod,
+    own_mongod: Mongod | ReplicaSet,
     pulsar: Pulsar,
     counting: Counting,
     bubblewrap: Mapping[str, object],
 ) -> None:
     assert bubblewrap
     chance = random.Random(SEED)
+    size = SIZE if isinstance(own_mongod, Mongod) else SIZE // 2
     images = '{ alpine = "host", "debian:*" = "host" }'
     settings: dict[str, object] = {
         "DB__MONGODB_URI": own_mongod.database_url(f"test-{uuid.uuid4().hex}"),
@@ -110,8 +114,8 @@ def test_whoever_dies_and_whenever_nothing_is_lost_doubled_or_left(
             for role, count in (("api", 2), ("dispatcher", 3))
         )
         poster = Poster(Replicas(tmp_path, apis, chance), counting, chance, "bubblewrap")  # type: ignore[arg-type]
-        held_up = {SIZE // 3, 2 * SIZE // 3}
-        while poster.acknowledged < SIZE:
+        held_up = {size // 3, 2 * size // 3}
+        while poster.acknowledged < size:
             poster.post()
             if poster.acknowledged in held_up:
                 held_up.discard(poster.acknowledged)
@@ -126,7 +130,7 @@ def test_whoever_dies_and_whenever_nothing_is_lost_doubled_or_left(
                 victim.kill()
                 time.sleep(chance.choice([0, 0.5, 2.0]))
                 victim.start()
-        until(lambda: _all_settled(apis[0]) or None, "every task to settle", 180 + 4 * SIZE)
+        until(lambda: _all_settled(apis[0]) or None, "every task to settle", 180 + 4 * size)
         tasks = {task["id"]: task for task in apis[0].all("FULL")}
         until(lambda: not _left(tmp_path, pulsar) or None, "job directories to be removed", 180)
     check(poster, tasks, Counter(counting.said))
@@ -149,7 +153,7 @@ def _server(folder: pathlib.Path, role: str, settings: Mapping[str, object]) -> 
     return Server(folder, role, **settings)
 
 
-def _hold_up(mongod: Mongod, poster: Poster, chance: random.Random, killed: Counter[str]) -> None:
+def _hold_up(mongod: Mongod | ReplicaSet, poster: Poster, chance: random.Random, killed: Counter[str]) -> None:
     """MongoDB stands still for a while, in which tasks are posted in vain."""
     killed["MongoDB stood still"] += 1
     with mongod.suspended():
