@@ -27,6 +27,7 @@ _FIRST_RETRY_S = 1.0
 _SLOWEST_RETRY_S = 60.0
 _RETRY_AFTER_BUG_S = 30.0
 _STALLED_S = 15.0
+_GATHER_NEWS_S = 0.02
 _RENEWALS_PER_LEASE = 3
 _LOOK_FOR_ITS_RETURN_S = 0.5
 _TOLD_AT_ONCE = 8  # of tasks that wait for a destination to come back
@@ -67,6 +68,8 @@ class Dispatcher:
         self._failures: dict[str, int] = {}
         self._unreleased: dict[str, datetime | None] = {}
         self._news = asyncio.Event()
+        self._cancels = asyncio.Event()
+        self._awaited: asyncio.TimerHandle | None = None
         self._last_round = time.monotonic()
         self._pause_until = float("-inf")
         self._last_renewal = float("-inf")
@@ -83,6 +86,7 @@ class Dispatcher:
         """Drive whatever there is to drive, until canceled."""
         async with asyncio.TaskGroup() as children:
             children.create_task(self._hear_of_cancels(), name="cancels")
+            children.create_task(self._store.watch(self._on_news), name="news")
             while True:
                 self._news.clear()
                 await self._round(children)
@@ -147,12 +151,26 @@ class Dispatcher:
     async def _hear_of_cancels(self) -> None:
         """Other processes tell nobody when they store that a user wants a task to end: it is looked up."""
         while True:
-            await asyncio.sleep(self._poll_interval_s)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._poll_interval_s):
+                    await self._cancels.wait()
+            self._cancels.clear()
             if self._driven:
                 with contextlib.suppress(StoreUnavailable):
                     for task_id in await self._store.canceling(self._holder):
                         if driven := self._driven.get(task_id):
                             driven.canceling.set()
+
+    def _on_news(self) -> None:
+        """Some process has made a task or wants one to end: look in a moment, at all that has come by then."""
+        if self._awaited is None:
+            self._awaited = asyncio.get_running_loop().call_later(_GATHER_NEWS_S, self._look)
+
+    def _look(self) -> None:
+        self._awaited = None
+        self._cancels.set()
+        if self._has_room:
+            self._news.set()
 
     def _on_change(self, task_id: str, state: State) -> None:
         driven = self._driven.get(task_id)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import TracebackType
@@ -132,6 +132,14 @@ class TaskStore(Protocol):
 
         Tasks that are placed at a destination that is `passed_over` are left to others. The queued ones are taken from
         their owners in turn, each owner's oldest first. Placed ones come oldest first.
+        """
+        ...
+
+    async def watch(self, tell: Callable[[], None]) -> None:
+        """Call `tell` soon after any process has made a task or wants one to end, until canceled.
+
+        It may be called for nothing, and not be called at all: whoever has to know looks for himself as well, now and
+        then. Returns where this store cannot tell what others do.
         """
         ...
 

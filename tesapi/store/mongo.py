@@ -85,6 +85,20 @@ _MINIMAL = {"_id": 1, "seq": 1, "state": 1}
 _BASIC = {**_MINIMAL, "owner": 1, "rendered": 1, "fragment": 1, "document": 1}
 _RECORD = {**_MINIMAL, "owner": 1, "revision": 1, "created": 1, "document": 1, "progress": 1}
 _SHOWN = {View.MINIMAL: {**_MINIMAL, "owner": 1}, View.BASIC: _BASIC, View.FULL: _RECORD}
+_NEWS: Sequence[Mapping[str, Any]] = [
+    {
+        "$match": {
+            "$or": [
+                {"operationType": "insert"},
+                {"updateDescription.updatedFields.state": State.CANCELING.value},
+            ]
+        }
+    },
+    {"$project": {"operationType": 1}},
+]
+_NEWS_AWAITED_MS = 10_000
+_WATCH_AGAIN_S = 2.0
+_UNAUTHORIZED, _NO_STREAMS = 13, 40573
 _REPLACED = {"_id": 0, "progress.token": 1, "progress.count": 1}
 _REFERENCES = {"document.token": 1, "document.count": 1, "progress.token": 1, "progress.count": 1}
 
@@ -659,6 +673,29 @@ class MongoStore:
         with contextlib.suppress(StoreUnavailable):
             for record in await claiming:
                 await self.release(holder, record.id)
+
+    async def watch(self, tell: Callable[[], None]) -> None:
+        if not self._db.transactions:  # nor has it change streams
+            return
+        told = False
+        while True:
+            try:
+                async with await self._db.tasks.watch(_NEWS, max_await_time_ms=_NEWS_AWAITED_MS) as news:
+                    tell()  # of what was done before
+                    async for _ in news:
+                        tell()
+            except PyMongoError as error:
+                denied = isinstance(error, OperationFailure) and error.code in (_UNAUTHORIZED, _NO_STREAMS)
+                if denied or not told:
+                    _log.info(
+                        "%s does not tell what is new, which is looked for instead (%s).",
+                        self._db.where,
+                        type(error).__name__,
+                    )
+                told = True
+                if denied:
+                    return
+            await asyncio.sleep(_WATCH_AGAIN_S)
 
     async def renew(self, holder: str, task_ids: Collection[str]) -> Mapping[str, State]:
         raised = {"$inc": {"beat": 1}, "$currentDate": {"seen": True}}

@@ -858,6 +858,29 @@ async def test_a_holder_is_told_which_of_its_tasks_are_canceling(store: TaskStor
     assert list(await store.canceling("nobody")) == []
 
 
+async def test_new_tasks_and_cancels_are_told_to_whoever_watches_or_he_is_told_that_they_are_not(
+    open_store: Callable[[], TaskStore], request: pytest.FixtureRequest
+) -> None:
+    async with open_store() as store:
+        told = asyncio.Event()
+        watching = asyncio.create_task(store.watch(told.set))
+        if request.node.callspec.id != "mongo":
+            async with asyncio.timeout(10):
+                await watching
+            return
+        try:
+            async with asyncio.timeout(30):
+                await told.wait()
+                told.clear()
+                (record,) = await kept(store, placed(new()))
+                await told.wait()
+                told.clear()
+                await stored(store, after(record, CancelRequested(NOON)))
+                await told.wait()
+        finally:
+            watching.cancel()
+
+
 async def test_thousands_of_leases_are_renewed_at_once(store: TaskStore) -> None:
     records = await kept(store, *(placed(new()) for _ in range(3000)))
     assert len(await claimed(store)) == 3000

@@ -20,7 +20,6 @@ from tests.jobs import (
     only,
     outcome,
     pid_alive,
-    processes_with,
     sandboxes,
     script,
     step,
@@ -133,12 +132,17 @@ def test_host_never_means_the_whole_machine(place: JobPlace) -> None:
     assert {"usr", "etc", "tmp"} <= set(tops)
 
 
+def _inner_and_command(job_id: str) -> tuple[int, int] | None:
+    """The first process of a job's sandbox, and the command that runs in it."""
+    boxes = sandboxes(job_id)
+    found = [(box, child) for box in boxes for child in children_of(box) if child not in boxes]
+    return found[0] if len(boxes) == 2 and found else None
+
+
 def test_the_end_is_not_told_while_a_killed_sandbox_is_still_dying(place: JobPlace) -> None:
     place.write(step("sleep", "1000"))
     with place.start() as runner:
-        until(lambda: processes_with("sleep\0" + "1000") and len(sandboxes(place.job_id)) == 2, "the sandbox")
-        inner = max(sandboxes(place.job_id))
-        sleeper = until(lambda: children_of(inner), "the command")[0]
+        inner, sleeper = until(lambda: _inner_and_command(place.job_id), "the command")
         # A traced process is gone only when its tracer has seen its end, and its namespace's first one waits for it.
         if ctypes.CDLL(None).ptrace(_PTRACE_SEIZE, sleeper, 0, 0) != 0:
             pytest.skip("needs to be allowed to trace")
@@ -173,9 +177,7 @@ def test_a_sandbox_is_ended_by_its_number_whatever_it_shows_of_itself(place: Job
 def test_the_first_process_of_a_sandbox_is_noted_before_the_command_runs(place: JobPlace) -> None:
     place.write(step("sleep", "1000"))
     with place.start() as runner:
-        until(lambda: only(place.report(), "executor_started") and len(sandboxes(place.job_id)) == 2, "the sandbox")
-        first = max(sandboxes(place.job_id))
-        until(lambda: children_of(first), "the command")
+        first, _ = until(lambda: _inner_and_command(place.job_id), "the command")
         noted = (place.directory / "metadata" / "boxes").read_text("ascii").split()
         assert noted == [str(first), str(start_time(first)), boot_id()]
         place.cancelled_file.touch()

@@ -111,6 +111,15 @@ def test_a_cancel_that_comes_in_elsewhere_arrives_in_about_a_second(start: Any) 
     assert took_s < 6  # on a machine that is busy with other things
 
 
+def test_a_replica_set_tells_of_new_tasks_and_of_cancels_at_once(start: Any) -> None:
+    site: Site = start(DISPATCHER__LEASE_S=600, DISPATCHER__POLL_INTERVAL_S=60)
+    for _ in range(3):
+        task_id = site.apis[0].post(SLEEP)
+        site.apis[0].wait_for(task_id, "RUNNING")
+        site.apis[1].cancel(task_id)
+        assert site.apis[0].wait_for(task_id) == "CANCELED"
+
+
 def test_no_more_jobs_run_than_there_may_be_over_all_dispatchers(start: Any) -> None:
     site: Site = start(LOCAL__MAX_JOBS=2)
     ids = [site.apis[0].post(site.counting(f"task{number}", wait_s=0.5)) for number in range(8)]
