@@ -134,7 +134,7 @@ class PulsarAmqpBackend:
         self._health = health
         self._capacity = capacity
         self._options = options
-        self._queues = PulsarQueues(address, health, self._take, self._came_back)
+        self._queues = PulsarQueues(address, health, self._take, self._came_back, self._ask_after_all)
         self._rounds = Rounds(self._look, _LOOKS_AT_ONCE)
         self._cleaning = _Cleaning(self, options.notes)
         self._jobs: dict[str, _Followed] = {}
@@ -423,8 +423,12 @@ class PulsarAmqpBackend:
         if answered.job_id in self._canceling or now - self._missed_at < _MISSED_EVERY_S:
             return
         self._missed_at = now
+        self._ask_after_all()
+
+    def _ask_after_all(self) -> None:
+        """Updates may have been lost."""
         for job in self._jobs.values():
-            if job is not answered and not job.ended:
+            if not job.ended:
                 job.word_at = float("-inf")
                 self._hurry_in_turn(job)
 

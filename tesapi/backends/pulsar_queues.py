@@ -115,16 +115,23 @@ class PulsarQueues:
     """A connection to the broker of one manager of one Pulsar, which is made again whenever it breaks.
 
     `take` is called with each update, and says whether it is settled thereby; `came_back` whenever the Pulsar can be
-    reached after it could not. Health is up while the broker answers and somebody reads Pulsar's queues.
+    reached after it could not; `not_alone` when others read the updates as well, who may have taken some until now.
+    Health is up while the broker answers and somebody reads Pulsar's queues.
     """
 
     def __init__(
-        self, address: BrokerAddress, health: Health, take: Callable[[Update], bool], came_back: Callable[[], None]
+        self,
+        address: BrokerAddress,
+        health: Health,
+        take: Callable[[Update], bool],
+        came_back: Callable[[], None],
+        not_alone: Callable[[], None],
     ) -> None:
         self.address = address
         self._health = health
         self._take = take
         self._came_back = came_back
+        self._not_alone = not_alone
         self._exchange: AbstractExchange | None = None
         self._tried = asyncio.Event()
         self._complaints: set[str] = set()
@@ -236,6 +243,7 @@ class PulsarQueues:
         await queue.bind(exchange, routing_key=self.address.queue(_UPDATES))
         await queue.consume(self._on_copy)
         self.alone = False
+        self._not_alone()
 
     async def _look_at_readers(self, channel: AbstractChannel) -> bool:
         """See who reads the queues; whether updates are read by others besides us."""

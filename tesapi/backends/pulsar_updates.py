@@ -17,7 +17,7 @@ class PulsarUpdates:
 
     def __init__(self, address: BrokerAddress) -> None:
         self._health = Health()
-        self._queues = PulsarQueues(address, self._health, self._take, self._came_back)
+        self._queues = PulsarQueues(address, self._health, self._take, self._missed, self._missed)
         self._hear: Hear | None = None
         self._catch_up: Callable[[], None] | None = None
 
@@ -46,6 +46,6 @@ class PulsarUpdates:
                 self._hear(job_id, status)
         return True
 
-    def _came_back(self) -> None:
+    def _missed(self) -> None:
         if self._catch_up is not None:
             self._catch_up()

@@ -260,6 +260,24 @@ async def test_where_the_end_of_one_job_was_missed_the_others_are_asked_after(
         assert [_printed(report) for report in await asyncio.gather(*reports)] == [["0\n"], ["1\n"], ["2\n"]]
 
 
+async def test_what_another_process_took_before_both_knew_of_each_other_is_asked_for(
+    site: Site, options: PulsarOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = [await site.started(script("sleep 3")) for _ in range(6)]
+    ends = [asyncio.ensure_future(site.end(handle)) for _, handle in jobs]
+    followed = site.backend._jobs
+    while not all(job.job_id in followed and followed[job.job_id].seen for job, _ in jobs):
+        await asyncio.sleep(0.02)
+    monkeypatch.setattr(pulsar_queues, "_LOOK_S", 6.0)
+    await asyncio.sleep(1.1)  # the look that it has begun to wait for
+    taken: list[Update] = []
+    other = Site(site.address, options)
+    monkeypatch.setattr(other.backend._queues, "_take", lambda update: taken.append(update) or not update.copy)
+    async with other.backend, asyncio.timeout(pulsar_amqp._FIRST_CALM_ASK_S - 5):
+        assert {end.outcome for end in await asyncio.gather(*ends)} == {Outcome.COMPLETE}
+    assert taken
+
+
 async def test_bad_messages_change_nothing_and_are_told_once(
     site: Site, mailman: Mailman, rabbit: Rabbit, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
