@@ -53,6 +53,7 @@ _SLOWEST_LOOK_BESIDE_UPDATES_S = 900.0
 _LOOKS_BESIDE_UPDATES_PER_S = 2.0
 _STATUS_EVERY = 8
 _NOT_BEGUN = ("preprocessing", "queued")
+_RAN = ("complete", "failed")
 _WATCHED_S = 10.0
 _WATCHED_LOOK_S = 1.0
 _TAILS_AGE_S = 2.0
@@ -90,6 +91,7 @@ class _Followed:
     runs: bool = False
     outages: int = 0
     again: bool = False
+    passed_since: float | None = None
     watched_until: float = 0.0
     over_since: float | None = None
     gone_since: float | None = None
@@ -134,6 +136,8 @@ class PulsarRestBackend:
         self._jobs: dict[str, _Followed] = {}
         self._canceling: dict[str, float] = {}
         self._set_up: set[str] = set()
+        self._submitted: dict[str, float] = {}
+        self._begun_until = float("-inf")  # what was submitted until then has left Pulsar's queue, or was lost
         self._helpers: set[str] = set()
         self._in_a_batch_system = False
         self._tails: dict[str, tuple[float, LogTails | None]] = {}
@@ -279,8 +283,11 @@ class PulsarRestBackend:
         try:
             await self._server.upload(place.job_id, "input", "runner.py", runner_text(__version__).encode("ascii"))
             await self._server.upload(place.job_id, "input", "given.json", json.dumps(given).encode("ascii"))
+            submitted = time.monotonic()
             await self._server.submit(place.job_id, self._command(place.directory, option, "given.json"))
             status = await self._end_of_helper(place.job_id)
+            if status.status in _RAN:
+                self._begun_until = max(self._begun_until, submitted)
         finally:
             with contextlib.suppress(BackendUnavailable, PulsarRefused):
                 await asyncio.shield(self._remove_helper(job_id, place.job_id, over=status is not None and status.over))
@@ -290,7 +297,7 @@ class PulsarRestBackend:
             answer = None
         if not isinstance(answer, dict):
             # One that was killed, or lost in a restart of Pulsar, may be worth another try at once.
-            raise (HelperSilent if status.status in ("complete", "failed") else BackendUnavailable)(
+            raise (HelperSilent if status.status in _RAN else BackendUnavailable)(
                 why_not_run(self._server.address.name, status)
             )
         return answer
@@ -387,6 +394,7 @@ class PulsarRestBackend:
                 self._set_up.discard(job_id)  # if no answer comes, Pulsar is to be asked what has become of it
                 if job_id in self._canceling:
                     return
+                self._submitted[job_id] = time.monotonic()
                 await self._server.submit(job_id, self._command(handle["directory"], "job.json"))
             except PulsarRefused as error:
                 raise BackendUnavailable(f"{self._server.address.name} does not take the job: {error}.") from error
@@ -514,7 +522,9 @@ class PulsarRestBackend:
                 self._is_gone(job)
                 return
             job.gone_since = None
-            job.runs = job.runs or status is None or status.status not in _NOT_BEGUN
+            if not job.runs and (status is None or status.status not in _NOT_BEGUN):
+                job.runs = True
+                self._begun_until = max(self._begun_until, self._submitted.get(job.job_id, float("-inf")))
             if status is not None and status.over:
                 job.over_since = job.over_since or now
                 report = _whole(status.stdout)
@@ -570,7 +580,7 @@ class PulsarRestBackend:
         waits = status is not None and status.status in _NOT_BEGUN and not job.events and canceling is None
         waits = waits and not self._in_a_batch_system  # there it may wait for days, and Pulsar finds it again
         lost = self._health.outages != job.outages and now - job.since > _LOST_AFTER_S
-        if waits and not job.again and (lost or now - job.since > _WAITS_LONG_S):
+        if waits and not job.again and (lost or self._was_passed_by(job, now) or now - job.since > _WAITS_LONG_S):
             job.again = True
             self._children.create_task(self._start_anew(job), name=f"again {job.job_id}")
         hopeless = over_for > _WATCHDOG_S or (canceling is not None and now - canceling > 2 * _KILL_AFTER_S)
@@ -578,6 +588,15 @@ class PulsarRestBackend:
             self._calls.ask([job], over=True)
         elif now - max(job.quiet_since, job.called) > _ASK_AFTER_S:
             self._calls.ask([job], over=False)
+
+    def _was_passed_by(self, job: _Followed, now: float) -> bool:
+        """Whether others have begun for a while that came after it into the queue, which Pulsar takes in turn.
+
+        What an earlier process submitted was submitted before all that this one has.
+        """
+        if self._begun_until > self._submitted.get(job.job_id, float("-inf")):
+            job.passed_since = job.passed_since or now
+        return job.passed_since is not None and now - job.passed_since > _LOST_AFTER_S
 
     def _never_begun(self, canceled: bool, status: JobStatus | None) -> JobEnded:
         if canceled or (status is not None and status.status == "cancelled"):
@@ -665,6 +684,7 @@ class PulsarRestBackend:
         except PulsarRefused as error:
             raise BackendUnavailable(f"{self._server.address.name} does not remove the job: {error}.") from error
         self._canceling.pop(job_id, None)
+        self._submitted.pop(job_id, None)
         self._set_up.discard(job_id)
 
     async def _see_it_gone(self, job_id: str) -> None:

@@ -113,10 +113,11 @@ async def test_a_runner_that_died_with_its_watchdog_while_pulsar_was_down_is_fou
     assert (await ends[1]).outcome is Outcome.COMPLETE  # it is not disturbed
 
 
+@pytest.mark.parametrize("told_by", ["its long wait", "a job that came later"])
 async def test_a_job_that_pulsar_lost_between_its_queue_and_the_start_is_started_again(
-    server: Pulsar, backend: PulsarRestBackend, monkeypatch: pytest.MonkeyPatch
+    server: Pulsar, backend: PulsarRestBackend, monkeypatch: pytest.MonkeyPatch, told_by: str
 ) -> None:
-    monkeypatch.setattr(pulsar_rest, "_WAITS_LONG_S", 1.0)
+    monkeypatch.setattr(pulsar_rest, "_WAITS_LONG_S" if told_by == "its long wait" else "_LOST_AFTER_S", 1.0)
     job = await make_job(backend, script("echo ran >> /v/ran; cat /v/ran"), volumes=["/v"])
     handle = await backend.prepare(job)
     directory = pathlib.Path(handle["directory"])
@@ -126,6 +127,9 @@ async def test_a_job_that_pulsar_lost_between_its_queue_and_the_start_is_started
     for name in ("submitted", "preprocessed"):
         (directory / name).write_text("true", "ascii")
     assert server.call("GET", f"/jobs/{job.job_id}/status").json()["status"] == "queued"
+    if told_by == "a job that came later":
+        _, later = await started_job(backend, step("true"))
+        assert (await end_of(backend, later)).outcome is Outcome.COMPLETE
     events = await events_of(backend, handle)
     assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
     await backend.discard(handle)
