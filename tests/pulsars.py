@@ -101,6 +101,18 @@ class Pulsar(Daemon):
         self._client.close()
         self.kill_jobs()
 
+    def start(self) -> None:
+        self._mend()
+        super().start()
+
+    def _mend(self) -> None:
+        """Do what an operator has to do where Pulsar was killed just when it noted how a job ended (docs/pulsar.md)."""
+        for note in (self.folder / "persisted").glob("*-postprocessing-jobs/*"):
+            status = self.staging / note.name / "final_status"
+            if status.exists() and not status.read_bytes():
+                status.unlink()
+                note.unlink()
+
     @property
     def jobs(self) -> list[pathlib.Path]:
         """The job directories that are there now."""

@@ -136,7 +136,7 @@ class PulsarRestBackend:
         self._jobs: dict[str, _Followed] = {}
         self._canceling: dict[str, float] = {}
         self._set_up: set[str] = set()
-        self._submitted: dict[str, float] = {}
+        self._submitted: dict[str, tuple[float, int]] = {}  # when, and after how many outages
         self._begun_until = float("-inf")  # what was submitted until then has left Pulsar's queue, or was lost
         self._helpers: set[str] = set()
         self._in_a_batch_system = False
@@ -340,23 +340,24 @@ class PulsarRestBackend:
             await self._remove_helper(job_id, job_id, over=over)
 
     async def _remove_helper(self, job_id: str, there: str, *, over: bool) -> None:
-        self._helpers.discard(job_id)  # if it cannot be removed now, it is a forgotten one
+        self._helpers.discard(job_id)  # from now on it is a forgotten one, until it is seen to be gone
         if not over:
             await self._server.cancel(there)  # it may wait in the queue of a batch system
             await self._status(there)  # whereupon Pulsar forgets it
         await self._server.delete(there)
-        note = self._note_of(job_id)
-        if note is not None:
-            note.unlink(missing_ok=True)
 
     def _note_of(self, job_id: str) -> Path | None:
         return None if self._options.notes is None else self._options.notes / job_id
 
     async def _remove_forgotten_helpers(self) -> None:
-        """Remove what an earlier process has left because it was killed, or we because it was away."""
+        """Remove what an earlier process has left because it was killed, or we because it was away; see to the rest."""
         notes = self._options.notes
         for note in [] if notes is None else sorted(notes.iterdir()):
             if note.name not in self._helpers and not note.name.startswith("."):
+                status = await self._status(note.name)
+                if status is not None and status.gone:
+                    note.unlink(missing_ok=True)
+                    continue
                 with contextlib.suppress(PulsarRefused):
                     await self._remove_helper(note.name, note.name, over=False)
 
@@ -394,7 +395,7 @@ class PulsarRestBackend:
                 self._set_up.discard(job_id)  # if no answer comes, Pulsar is to be asked what has become of it
                 if job_id in self._canceling:
                     return
-                self._submitted[job_id] = time.monotonic()
+                self._submitted[job_id] = (time.monotonic(), self._health.outages)
                 await self._server.submit(job_id, self._command(handle["directory"], "job.json"))
             except PulsarRefused as error:
                 raise BackendUnavailable(f"{self._server.address.name} does not take the job: {error}.") from error
@@ -524,7 +525,7 @@ class PulsarRestBackend:
             job.gone_since = None
             if not job.runs and (status is None or status.status not in _NOT_BEGUN):
                 job.runs = True
-                self._begun_until = max(self._begun_until, self._submitted.get(job.job_id, float("-inf")))
+                self._begun_until = max(self._begun_until, self._submitted_at(job.job_id))
             if status is not None and status.over:
                 job.over_since = job.over_since or now
                 report = _whole(status.stdout)
@@ -594,9 +595,12 @@ class PulsarRestBackend:
 
         What an earlier process submitted was submitted before all that this one has.
         """
-        if self._begun_until > self._submitted.get(job.job_id, float("-inf")):
+        if self._begun_until > self._submitted_at(job.job_id):
             job.passed_since = job.passed_since or now
         return job.passed_since is not None and now - job.passed_since > _LOST_AFTER_S
+
+    def _submitted_at(self, job_id: str) -> float:
+        return self._submitted[job_id][0] if job_id in self._submitted else float("-inf")
 
     def _never_begun(self, canceled: bool, status: JobStatus | None) -> JobEnded:
         if canceled or (status is not None and status.status == "cancelled"):
@@ -664,7 +668,9 @@ class PulsarRestBackend:
         self._require_up()
         job_id = handle["job_id"]
         deadline, delay_s = time.monotonic() + _AFTER_END_S, 0.05
-        sure = job_id not in self._canceling
+        # A Pulsar that was restarted while it put a job away does so once more, and may be in the midst of it.
+        undisturbed = job_id in self._submitted and self._submitted[job_id][1] == self._health.outages
+        sure = undisturbed and job_id not in self._canceling
         try:
             while (status := await self._status(job_id)) is not None:
                 if status.over or status.status == "preprocessing" or time.monotonic() > deadline:

@@ -147,6 +147,22 @@ async def test_a_job_that_ended_while_pulsar_was_down_is_told_when_it_is_back(
     assert (await end_of(restarted, handle)).outcome is Outcome.COMPLETE
 
 
+async def test_a_job_whose_end_pulsar_had_half_noted_is_told_when_an_operator_has_mended_it(
+    pulsar: Pulsar, restarted: PulsarRestBackend
+) -> None:
+    job, handle = await started_job(restarted, script("echo said"))
+    await until(lambda: (pulsar.staging / job.job_id / "final_status").exists())
+    pulsar.kill()
+    (pulsar.staging / job.job_id / "final_status").write_bytes(b"")
+    (pulsar.staging / job.job_id / "postprocessed").unlink(missing_ok=True)
+    (pulsar.folder / "persisted" / "_default_-postprocessing-jobs" / job.job_id).touch()
+    pulsar.start()
+    events = await events_of(restarted, handle)
+    assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["said\n"]
+    await restarted.discard(handle)
+    assert not (pulsar.staging / job.job_id).exists()
+
+
 async def test_a_cancel_while_pulsar_is_down_says_so_and_is_carried_out_when_it_is_back(
     pulsar: Pulsar, restarted: PulsarRestBackend
 ) -> None:
