@@ -151,7 +151,7 @@ async def test_a_job_whose_end_pulsar_had_half_noted_is_told_when_an_operator_ha
     pulsar: Pulsar, restarted: PulsarRestBackend
 ) -> None:
     job, handle = await started_job(restarted, script("echo said"))
-    await until(lambda: (pulsar.staging / job.job_id / "final_status").exists())
+    await until(lambda: pulsar.call("GET", f"/jobs/{job.job_id}/status").json()["complete"] == "true")
     pulsar.kill()
     (pulsar.staging / job.job_id / "final_status").write_bytes(b"")
     (pulsar.staging / job.job_id / "postprocessed").unlink(missing_ok=True)
