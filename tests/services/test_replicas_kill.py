@@ -98,6 +98,7 @@ def test_whoever_dies_and_whenever_nothing_is_lost_doubled_or_left(
         "SERVER__DATA_DIR": str(tmp_path / "data"),
         "DISPATCHER__LEASE_S": 3,
         "LOCAL__ENABLE": "true",
+        "RUNTIME__BUBBLEWRAP__IMAGES": images,
         "LOCAL__CPU_CORES": 4,
         "LOCAL__MAX_JOBS": 4,
         "DESTINATIONS__SITE__URL": pulsar.url,
@@ -140,6 +141,7 @@ def test_whoever_dies_and_whenever_nothing_is_lost_doubled_or_left(
     assert [job_id for job_id in job_ids if sandboxes(job_id)] == []
     placed = [log["metadata"] for task in tasks.values() for log in task["logs"][-1:] if "metadata" in log]
     where = Counter(metadata["destination"].partition("@")[0] for metadata in placed)
+    assert set(where) == {"local", "site"}
     print(
         f"\nreplicas: seed {SEED}, killed {dict(killed)}, {len(poster.posted)} tasks posted, {len(tasks)} stored,",
         end=" ",
