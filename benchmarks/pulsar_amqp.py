@@ -35,7 +35,7 @@ from tests.services.server import Server
 
 _TASKS = 60
 _ALONE = 10
-_AT_ONCE = 8
+_AT_ONCE = 16
 _LOOK_S = 0.005
 _LOOK_AT_MANY_S = 0.05
 _IDLE_JOBS = 10_000
