@@ -27,16 +27,17 @@ from tests.slurm import Slurm
 # Whoever starts the tests in the background may have SIGINT ignored, which what the tests start would inherit.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-RUNTIMES = tuple(os.environ.get("TESAPI_TEST_RUNTIMES", "bubblewrap docker podman").split())
+_FULL = bool(os.environ.get("TESAPI_TEST_FULL"))
+RUNTIMES = tuple(
+    os.environ.get("TESAPI_TEST_RUNTIMES", "bubblewrap docker podman" if _FULL else "bubblewrap docker").split()
+)
 """What the suites run on; a part of it where an engine cannot be had and is not to be missed.
 
 `docker-pulsar` and the like run the jobs of `place` through a real Pulsar.
 """
 
 
-TAKES_MINUTES = pytest.mark.skipif(
-    not os.environ.get("TESAPI_TEST_FULL"), reason="takes minutes: runs with TESAPI_TEST_FULL=1, as in CI"
-)
+TAKES_MINUTES = pytest.mark.skipif(not _FULL, reason="takes minutes: runs with TESAPI_TEST_FULL=1, as in CI")
 
 
 @pytest.fixture(scope="session")

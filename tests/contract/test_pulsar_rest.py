@@ -386,7 +386,8 @@ def answering(body: bytes, tls: ssl.SSLContext | None = None) -> Iterator[str]:
     handler = type("Handler", (_Answering,), {"body": body})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
         if tls is not None:
-            web.socket = tls.wrap_socket(web.socket, server_side=True)
+            # In the thread of the connection: one whose client has gone is not to keep the next one waiting.
+            web.socket = tls.wrap_socket(web.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=web.serve_forever)
         thread.start()
         yield f"{'http' if tls is None else 'https'}://localhost:{web.server_address[1]}"
