@@ -122,13 +122,22 @@ class Pulsar(Daemon):
         """End whatever runs of its jobs by -9."""
 
         def none_left() -> bool:
-            pids = processes_with(f"{self.staging}/")
+            pids = {*processes_with(f"{self.staging}/"), *self._working()}
             for pid in pids:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             return not pids
 
         until(none_left, "the end of a Pulsar's jobs")
+
+    def _working(self) -> list[int]:
+        """Processes that are in a folder of its jobs."""
+        found = []
+        for link in pathlib.Path("/proc").glob("[0-9]*/cwd"):
+            with contextlib.suppress(OSError):
+                if link.readlink().is_relative_to(self.staging):
+                    found.append(int(link.parent.name))
+        return found
 
     def call(self, method: str, path: str, manager: str | None = None, **query: Any) -> httpx.Response:
         """One request as Pulsar wants it, with all parameters in the query; `content` is the body."""
