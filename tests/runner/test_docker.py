@@ -271,7 +271,7 @@ def test_a_child_that_ran_out_of_memory_is_noted(place: JobPlace) -> None:
 
 def test_a_container_that_forks_without_end_is_held_by_its_limit(place: JobPlace) -> None:
     place.runtime = {**place.runtime, "pids_limit": 32}
-    place.write(script("echo begun; f() { f | f & }; f; sleep 1000"))
+    place.write(script("echo begun; f() { f | f & }; f; exec sleep 1000"))  # which needs no further process
     with _running(place) as runner:
         place.cancelled_file.touch()
         runner.communicate(timeout=60)
