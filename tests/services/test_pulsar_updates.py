@@ -88,7 +88,8 @@ async def test_while_updates_come_a_job_is_not_polled(site: Site) -> None:
         await asyncio.sleep(0.05)
     before = site.server.requests
     assert _printed(await report) == ["done\n"]
-    assert site.server.requests - before <= 2, "one look at its end, and perhaps at Pulsar's health"
+    # A look when it began and one at its end, and perhaps one at Pulsar's health; once a second, there would be 8.
+    assert site.server.requests - before <= 4
     assert "reads its queues" in site.backend.condition().sentence
 
 
