@@ -323,7 +323,7 @@ class PulsarRestBackend:
         job_id = f"tesapi-again-{uuid.uuid4()}"
         note = self._note_of(job_id)
         if note is not None:
-            note.touch()
+            note.write_text(job.job_id, "ascii")  # which it may be running: see `_job_of`
         self._helpers.add(job_id)
         _log.warning(
             "%s seems to have lost %s before its start; starting it again.", self._server.address.name, job.job_id
@@ -336,8 +336,10 @@ class PulsarRestBackend:
             while not over and not job.ended and self._jobs.get(job.job_id) is job:
                 await asyncio.sleep(_HELPER_LOOK_S)
                 over = (await self._server.status(place.job_id)).over
-        with contextlib.suppress(BackendUnavailable, PulsarRefused):
-            await self._remove_helper(job_id, job_id, over=over)
+        self._helpers.discard(job_id)
+        if over or job.ended:
+            with contextlib.suppress(BackendUnavailable, PulsarRefused):
+                await self._remove_helper(job_id, job_id, over=over)
 
     async def _remove_helper(self, job_id: str, there: str, *, over: bool) -> None:
         self._helpers.discard(job_id)  # from now on it is a forgotten one, until it is seen to be gone
@@ -358,8 +360,15 @@ class PulsarRestBackend:
                 if status is not None and status.gone:
                     note.unlink(missing_ok=True)
                     continue
+                if (status is None or not status.over) and await self._is_there(_job_of(note)):
+                    continue
                 with contextlib.suppress(PulsarRefused):
                     await self._remove_helper(note.name, note.name, over=False)
+
+    async def _is_there(self, job_id: str) -> bool:
+        """Whether a job has a folder at the Pulsar, or may have."""
+        status = await self._status(job_id) if job_id else None
+        return bool(job_id) and (status is None or not status.gone)
 
     def _command(self, directory: str, *words: str) -> str:
         inputs = f"{directory}/inputs"
@@ -714,6 +723,11 @@ class PulsarRestBackend:
         for job in self._jobs.values():
             if job.document == document:
                 self._rounds.hurry(job.job_id)
+
+
+def _job_of(note: Path) -> str:
+    """The job whose runner a helper may be: only when nothing of that is left may it be ended. "" for all others."""
+    return note.read_text("ascii")
 
 
 class HelperSilent(BackendUnavailable):

@@ -26,7 +26,8 @@ from tesapi.backends.pulsar_rest import PulsarRestBackend
 from tesapi.backends.pulsar_wire import PulsarAddress, PulsarServer
 from tesapi.backends.runtimes import RuntimeOptions
 from tesapi.errors import BackendUnavailable, JobLost
-from tesapi.tes.events import ExecutorEnded, Outcome, OutputStored
+from tesapi.jobs.plan import Job
+from tesapi.tes.events import ExecutorEnded, Handle, Outcome, OutputStored
 from tests.backends import end_of, events_of, make_job, runtime_of, started_job, until_running
 from tests.jobs import processes_with, sandboxes, script, step
 from tests.proxy import Proxy
@@ -113,6 +114,16 @@ async def test_a_runner_that_died_with_its_watchdog_while_pulsar_was_down_is_fou
     assert (await ends[1]).outcome is Outcome.COMPLETE  # it is not disturbed
 
 
+def _lose_between_queue_and_start(server: Pulsar, job: Job, handle: Handle) -> None:
+    """As Pulsar leaves a job when it is killed after it took it from its queue, and before it noted the process."""
+    directory = pathlib.Path(handle["directory"])
+    for name, text in (("runner.py", job.runner), ("job.json", job.document)):
+        (directory / "inputs" / name).write_text(text, "ascii")
+    for name in ("submitted", "preprocessed"):
+        (directory / name).write_text("true", "ascii")
+    assert server.call("GET", f"/jobs/{job.job_id}/status").json()["status"] == "queued"
+
+
 @pytest.mark.parametrize("told_by", ["its long wait", "a job that came later"])
 async def test_a_job_that_pulsar_lost_between_its_queue_and_the_start_is_started_again(
     server: Pulsar, backend: PulsarRestBackend, monkeypatch: pytest.MonkeyPatch, told_by: str
@@ -120,13 +131,7 @@ async def test_a_job_that_pulsar_lost_between_its_queue_and_the_start_is_started
     monkeypatch.setattr(pulsar_rest, "_WAITS_LONG_S" if told_by == "its long wait" else "_LOST_AFTER_S", 1.0)
     job = await make_job(backend, script("echo ran >> /v/ran; cat /v/ran"), volumes=["/v"])
     handle = await backend.prepare(job)
-    directory = pathlib.Path(handle["directory"])
-    for name, text in (("runner.py", job.runner), ("job.json", job.document)):
-        (directory / "inputs" / name).write_text(text, "ascii")
-    # As Pulsar leaves it when it is killed after it took a job from its queue, and before it noted the process.
-    for name in ("submitted", "preprocessed"):
-        (directory / name).write_text("true", "ascii")
-    assert server.call("GET", f"/jobs/{job.job_id}/status").json()["status"] == "queued"
+    _lose_between_queue_and_start(server, job, handle)
     if told_by == "a job that came later":
         _, later = await started_job(backend, step("true"))
         assert (await end_of(backend, later)).outcome is Outcome.COMPLETE
@@ -134,6 +139,28 @@ async def test_a_job_that_pulsar_lost_between_its_queue_and_the_start_is_started
     assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
     await backend.discard(handle)
     await until(lambda: not [place for place in server.jobs if "again" in place.name or place.name == job.job_id])
+
+
+async def test_a_job_that_was_started_again_goes_on_when_the_service_is_restarted(
+    server: Pulsar, bubblewrap: Mapping[str, object], monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(pulsar_rest, "_WAITS_LONG_S", 1.0)
+    notes = tmp_path / "notes"
+    async with backend_at(server.url, server.token, notes=notes) as first:
+        job = await make_job(first, script("echo ran >> /v/ran; sleep 6; cat /v/ran"), volumes=["/v"])
+        handle = await first.prepare(job)
+        _lose_between_queue_and_start(server, job, handle)
+        following = asyncio.ensure_future(events_of(first, handle))
+        await until(lambda: sandboxes(job.job_id))
+        following.cancel()
+    assert [note for note in notes.glob("tesapi-again-*") if note.read_text("ascii") == job.job_id]
+    monkeypatch.setattr(pulsar_rest, "_HEALTHY_S", 0.5)  # so often are forgotten helpers looked for
+    async with backend_at(server.url, server.token, notes=notes) as second:
+        events = await events_of(second, handle)
+        assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
+        await second.discard(handle)
+        await until(lambda: not [place for place in server.jobs if "again" in place.name or place.name == job.job_id])
+        await until(lambda: not list(notes.glob("tesapi-again-*")))
 
 
 async def test_a_job_that_ended_while_pulsar_was_down_is_told_when_it_is_back(

@@ -24,16 +24,6 @@ SEED = int(os.environ.get("TESAPI_TEST_SEED", "1"))
 
 
 @pytest.fixture
-def counting() -> Iterator[Counting]:
-    with Counting() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
 def on_bubblewrap(tmp_path: pathlib.Path, bubblewrap: Mapping[str, object]) -> Server:
     return Server(tmp_path, LOCAL__CPU_CORES=8, LOCAL__MAX_JOBS=8)
 

@@ -6,7 +6,6 @@ import json
 import os
 import pathlib
 import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -25,16 +24,6 @@ KILLS = int(os.environ.get("TESAPI_TEST_KILLS", "5"))
 SEED = int(os.environ.get("TESAPI_TEST_SEED", "1"))
 
 Victims = Mapping[str, Server | Pulsar | Rabbit]
-
-
-@pytest.fixture
-def counting() -> Iterator[Counting]:
-    with Counting() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture

@@ -25,16 +25,6 @@ SEED = int(os.environ.get("TESAPI_TEST_SEED", "1"))
 
 
 @pytest.fixture
-def counting() -> Iterator[Counting]:
-    with Counting() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
 def pulsars(tmp_path: pathlib.Path, pulsar_programs: pathlib.Path) -> Iterator[list[Pulsar]]:
     with Pulsar(tmp_path / "a", pulsar_programs) as first, Pulsar(tmp_path / "b", pulsar_programs) as second:
         yield [first, second]

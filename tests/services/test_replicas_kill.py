@@ -6,7 +6,6 @@ import contextlib
 import os
 import pathlib
 import random
-import threading
 import time
 import uuid
 from collections import Counter
@@ -57,16 +56,6 @@ def _or_not() -> Iterator[None]:
         if "503" not in str(error):
             raise
         raise httpx.NetworkError(str(error)) from error
-
-
-@pytest.fixture
-def counting() -> Iterator[Counting]:
-    with Counting() as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield server
-        server.shutdown()
-        thread.join()
 
 
 @pytest.fixture(params=["one server", "three servers"])
