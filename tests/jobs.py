@@ -41,14 +41,14 @@ def script(text: str, **fields: object) -> dict[str, Any]:
     return step("sh", "-c", text, **fields)
 
 
-def until(condition: Callable[[], Any], what: str, patience_s: float = 30.0) -> Any:
-    """Wait for a state, never for a second; the first true value."""
+def until(condition: Callable[[], Any], what: str | Callable[[], str], patience_s: float = 30.0) -> Any:
+    """Wait for a state, never for a second; the first true value. `what` may be said when it did not come."""
     deadline = time.monotonic() + patience_s
     while True:
         value = condition()
         if value:
             return value
-        assert time.monotonic() < deadline, f"waited in vain for: {what}"
+        assert time.monotonic() < deadline, f"waited in vain for: {what if isinstance(what, str) else what()}"
         time.sleep(0.01)
 
 

@@ -122,7 +122,8 @@ def test_whoever_dies_and_whenever_nothing_is_lost_doubled_or_left(
                 victim.start()
         until(lambda: _all_settled(apis[0]) or None, "every task to settle", 180 + 4 * size)
         tasks = {task["id"]: task for task in apis[0].all("FULL")}
-        until(lambda: not _left(tmp_path, pulsar) or None, "job directories to be removed", 180)
+        logs = [*(one.log for one in dispatchers), pulsar.log]
+        until(lambda: not _left(tmp_path, pulsar) or None, lambda: _told(_left(tmp_path, pulsar), tasks, logs), 180)
     check(poster, tasks, Counter(counting.said))
     until(lambda: not processes_with(f"{pulsar.staging}/") or None, "the runners at the Pulsar to be gone")
     job_ids = [log["metadata"]["job_id"] for task in tasks.values() for log in task["logs"] if "metadata" in log]
@@ -157,6 +158,18 @@ def _hold_up(mongod: Mongod | ReplicaSet, poster: Poster, chance: random.Random,
 def _left(folder: pathlib.Path, pulsar: Pulsar) -> list[pathlib.Path]:
     """The job directories that are there."""
     return [*pulsar.jobs, *(folder / "data" / "jobs").glob("*/*")]
+
+
+def _told(left: list[pathlib.Path], tasks: Mapping[str, Mapping[str, Any]], logs: list[pathlib.Path]) -> str:
+    """All that is known of job directories that should have been removed."""
+    words = ["job directories to be removed"]
+    for place in left:
+        words += [f"\n== {place}: {sorted(str(path.relative_to(place)) for path in place.rglob('*'))}"]
+        words += [f"its task: {task}" for task in tasks.values() if place.name in str(task)]
+        for log in logs:
+            lines = log.read_text("utf-8", "replace").splitlines()
+            words += [f"{log.parent.name}: {line[:300]}" for line in lines if place.name in line][-20:]
+    return "\n".join(words)
 
 
 def _all_settled(server: Server) -> bool:
