@@ -24,13 +24,13 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.health import Health, Standing
+from tesapi.backends.helper_notes import HelperNotes
 from tesapi.backends.pulsar_jobs import (
     JOB_ID,
     ProbeNote,
@@ -71,6 +71,7 @@ _PARKED_S = 30.0
 _MOST_PARKED = 50
 _REMEMBERED = 10_000
 _GATHER_S = 1.0
+_TAKE_OVER_EVERY_S = 60.0
 _MOST_AT_ONCE = 200
 _MANY = 20
 _WITHOUT_RUNTIME_S = 60.0
@@ -136,7 +137,8 @@ class PulsarAmqpBackend:
         self._options = options
         self._queues = PulsarQueues(address, health, self._take, self._came_back, self._ask_after_all)
         self._rounds = Rounds(self._look, _LOOKS_AT_ONCE)
-        self._cleaning = _Cleaning(self, options.notes)
+        self._notes = HelperNotes(options.notes)
+        self._cleaning = _Cleaning(self, self._notes)
         self._jobs: dict[str, _Followed] = {}
         self._helpers: dict[str, _Helper] = {}
         self._sent: dict[str, tuple[Job, float]] = {}
@@ -164,11 +166,12 @@ class PulsarAmqpBackend:
         return images_of(self._found)
 
     async def __aenter__(self) -> Self:
-        self._cleaning.begin()
         if (answer := self._probe_note.read()) is not None:
             self._take_answer(answer)
             self._runtime_sentence += " So it was when this was last asked; it is being asked again."
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._notes)
+            self._cleaning.take_over()
             self._children = await stack.enter_async_context(_Children())
             works = (self._queues.run(), self._rounds.run(), self._cleaning.run(), self._unpark(), self._find_runtime())
             for work in works:
@@ -295,7 +298,7 @@ class PulsarAmqpBackend:
         message = _set_up(job_id, command, {"runner.py": runner_text(__version__), **files})
         helper = _Helper(message, time.monotonic(), asyncio.get_running_loop().create_future())
         self._helpers[job_id] = helper
-        self._cleaning.note(job_id)
+        self._notes.note(job_id)
         try:
             await self._queues.publish("setup", message)
             self._rounds.hurry(job_id, _FIRST_ASK_S)
@@ -643,7 +646,7 @@ class PulsarAmqpBackend:
         message = _set_up(janitor, command, {})
         helper = _Helper(message, time.monotonic(), asyncio.get_running_loop().create_future())
         self._helpers[janitor] = helper
-        self._cleaning.note(janitor)
+        self._notes.note(janitor)
         try:
             try:
                 for left in self._cleaning.left_to_us(job_ids):  # it may still wait in the queue of a batch system
@@ -676,42 +679,36 @@ class PulsarAmqpBackend:
 class _Cleaning:
     """Gathers the folders that are to be removed: Pulsar has no message for that, so that each time takes a job."""
 
-    def __init__(self, backend: PulsarAmqpBackend, notes: Path | None) -> None:
+    def __init__(self, backend: PulsarAmqpBackend, notes: HelperNotes) -> None:
         self._backend = backend
         self._notes = notes
         self._wanted: dict[str, list[asyncio.Future[None]]] = {}
         self._others: list[str] = []
-        self._left_to_us: frozenset[str] = frozenset()
+        self._left_to_us: set[str] = set()
         self._wake = asyncio.Event()
 
-    def begin(self) -> None:
-        """Take over what an earlier process had not seen removed."""
-        if self._notes is not None:
-            self._notes.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._others = sorted(note.name for note in self._notes.iterdir() if JOB_ID.fullmatch(note.name))
-            self._left_to_us = frozenset(job_id for job_id in self._others if job_id.startswith("tesapi-"))
-            if self._others:
-                self._wake.set()
+    def take_over(self) -> None:
+        """Take over what processes that have ended had not seen removed."""
+        adopted = [job_id for job_id in self._notes.adopt() if JOB_ID.fullmatch(job_id)]
+        self._left_to_us.update(job_id for job_id in adopted if job_id.startswith("tesapi-"))
+        self._others += adopted
+        if adopted:
+            self._wake.set()
 
     def left_to_us(self, job_ids: Sequence[str]) -> list[str]:
         """Those that an earlier process had run for itself, and did not see end."""
         return [job_id for job_id in job_ids if job_id in self._left_to_us]
 
-    def note(self, job_id: str) -> None:
-        """Remember, over the end of this process, that there is a folder to be removed."""
-        if self._notes is not None:
-            (self._notes / job_id).touch()
-
     def forget(self, job_ids: Sequence[str]) -> None:
         """Nothing of these jobs is there any more."""
-        if self._notes is not None:
-            for job_id in job_ids:
-                (self._notes / job_id).unlink(missing_ok=True)
+        for job_id in job_ids:
+            self._notes.forget(job_id)
+        self._left_to_us.difference_update(job_ids)
 
     async def remove(self, job_id: str) -> None:
         """Have a job's folder removed; returns when that will not be forgotten any more. Raises BackendUnavailable."""
-        if self._notes is not None:
-            self.note(job_id)
+        if self._notes.durable:
+            self._notes.note(job_id)
             self._others.append(job_id)
             self._wake.set()
             return
@@ -729,7 +726,11 @@ class _Cleaning:
     async def run(self) -> None:
         """Do what is asked for until canceled."""
         while True:
-            await self._wake.wait()
+            while not self._wake.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_TAKE_OVER_EVERY_S):
+                        await self._wake.wait()
+                self.take_over()
             await asyncio.sleep(_GATHER_S)
             self._wake.clear()
             wanted, self._wanted = self._wanted, {}

@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,8 +29,7 @@ class PulsarOptions:
 
     A job is asked for at least every `poll_interval_s`, but for crowds of them; with `max_polls`, it is stopped after
     so many times that long. A job whose folder is not there is given up after `gone_s`: a file system may come back.
-    In the folder `notes`, its own, helper jobs are noted while they are there (we may be killed meanwhile), and what
-    the last probe found.
+    In the folder `notes` helper jobs are noted while they are there (see HelperNotes), and what the last probe found.
     """
 
     python: str = "python3"
@@ -78,14 +78,14 @@ class ProbeNote:
         """Keep an answer. Where it cannot be written, the next start waits for its probe."""
         if self._path is None:
             return
-        new = self._path.with_name(f"{PROBE_NOTE}.new")
+        new = self._path.with_name(f"{PROBE_NOTE}.{uuid.uuid4()}")
         with contextlib.suppress(OSError):
             new.write_text(json.dumps({"about": self._about, "answer": dict(answer)}), "utf-8")
             new.replace(self._path)
 
 
 PROBE_NOTE = ".probe.json"
-"""The file in the folder of notes; those on helper jobs bear their ids, which begin with no dot."""
+"""The file in the folder of notes, beside those of HelperNotes, which bear the ids of jobs and begin with no dot."""
 
 
 def probe_level(answer: Mapping[str, object]) -> int:

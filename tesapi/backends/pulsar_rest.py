@@ -18,13 +18,13 @@ import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
 
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.health import Health, Standing
+from tesapi.backends.helper_notes import HelperNotes
 from tesapi.backends.pulsar_jobs import ProbeNote, PulsarOptions, ended, probe_level, why_not_run
 from tesapi.backends.pulsar_wire import (
     CONNECTIONS,
@@ -69,6 +69,7 @@ _HEALTHY_S = 15.0
 _HELPER_LOOK_S = 2.0
 _HELPER_RUNS_S = 600.0
 _HELPER_WAITS_S = 3600.0
+_SET_UP_AFTER_S = 60.0  # so late may Pulsar still do what it was asked for
 _LOST_AFTER_S = 30.0
 _WAITS_LONG_S = 3600.0
 _PROBE_AGAIN_S = 60.0
@@ -139,6 +140,7 @@ class PulsarRestBackend:
         self._submitted: dict[str, tuple[float, int]] = {}  # when, and after how many outages
         self._begun_until = float("-inf")  # what was submitted until then has left Pulsar's queue, or was lost
         self._helpers: set[str] = set()
+        self._notes = HelperNotes(options.notes)
         self._in_a_batch_system = False
         self._tails: dict[str, tuple[float, LogTails | None]] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -159,12 +161,11 @@ class PulsarRestBackend:
         return images_of(self._found)
 
     async def __aenter__(self) -> Self:
-        if self._options.notes is not None:
-            self._options.notes.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (answer := self._probe_note.read()) is not None:
             self._take_answer(answer)
             self._runtime_sentence += " So it was when this was last asked; it is being asked again."
         async with contextlib.AsyncExitStack() as stack:
+            stack.enter_context(self._notes)
             await stack.enter_async_context(self._server)
             children = await stack.enter_async_context(asyncio.TaskGroup())
             self._children = children
@@ -274,10 +275,8 @@ class PulsarRestBackend:
         Raises BackendUnavailable where there is none, with the reason, and PulsarRefused.
         """
         job_id = f"tesapi-{purpose}-{uuid.uuid4()}"
-        note = self._note_of(job_id)
-        if note is not None:
-            note.touch()
         self._helpers.add(job_id)
+        self._notes.note(job_id)
         place = await self._server.set_up(job_id)
         status: JobStatus | None = None
         try:
@@ -321,10 +320,8 @@ class PulsarRestBackend:
         It runs once however often it is started, and both tell the same.
         """
         job_id = f"tesapi-again-{uuid.uuid4()}"
-        note = self._note_of(job_id)
-        if note is not None:
-            note.write_text(job.job_id, "ascii")  # which it may be running: see `_job_of`
         self._helpers.add(job_id)
+        self._notes.note(job_id, job.job_id)  # which it may be running: only when nothing of that is left may it end
         _log.warning(
             "%s seems to have lost %s before its start; starting it again.", self._server.address.name, job.job_id
         )
@@ -348,22 +345,20 @@ class PulsarRestBackend:
             await self._status(there)  # whereupon Pulsar forgets it
         await self._server.delete(there)
 
-    def _note_of(self, job_id: str) -> Path | None:
-        return None if self._options.notes is None else self._options.notes / job_id
-
     async def _remove_forgotten_helpers(self) -> None:
-        """Remove what an earlier process has left because it was killed, or we because it was away; see to the rest."""
-        notes = self._options.notes
-        for note in [] if notes is None else sorted(notes.iterdir()):
-            if note.name not in self._helpers and not note.name.startswith("."):
-                status = await self._status(note.name)
+        """Remove what a process has left because it was killed, or we because Pulsar was away; see to the rest."""
+        self._notes.adopt()
+        for helper in self._notes.noted():
+            if helper not in self._helpers:
+                status = await self._status(helper)
                 if status is not None and status.gone:
-                    note.unlink(missing_ok=True)
+                    if self._notes.age_s(helper) > _SET_UP_AFTER_S:
+                        self._notes.forget(helper)
                     continue
-                if (status is None or not status.over) and await self._is_there(_job_of(note)):
+                if (status is None or not status.over) and await self._is_there(self._notes.text(helper)):
                     continue
                 with contextlib.suppress(PulsarRefused):
-                    await self._remove_helper(note.name, note.name, over=False)
+                    await self._remove_helper(helper, helper, over=False)
 
     async def _is_there(self, job_id: str) -> bool:
         """Whether a job has a folder at the Pulsar, or may have."""
@@ -723,11 +718,6 @@ class PulsarRestBackend:
         for job in self._jobs.values():
             if job.document == document:
                 self._rounds.hurry(job.job_id)
-
-
-def _job_of(note: Path) -> str:
-    """The job whose runner a helper may be: only when nothing of that is left may it be ended. "" for all others."""
-    return note.read_text("ascii")
 
 
 class HelperSilent(BackendUnavailable):

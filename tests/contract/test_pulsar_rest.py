@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http.server
 import logging
 import os
@@ -11,6 +12,7 @@ import pathlib
 import shutil
 import signal
 import ssl
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from typing import Any
@@ -153,14 +155,15 @@ async def test_a_job_that_was_started_again_goes_on_when_the_service_is_restarte
         following = asyncio.ensure_future(events_of(first, handle))
         await until(lambda: sandboxes(job.job_id))
         following.cancel()
-    assert [note for note in notes.glob("tesapi-again-*") if note.read_text("ascii") == job.job_id]
+    assert [note for note in notes.glob("*/tesapi-again-*") if note.read_text("ascii") == job.job_id]
     monkeypatch.setattr(pulsar_rest, "_HEALTHY_S", 0.5)  # so often are forgotten helpers looked for
+    monkeypatch.setattr(pulsar_rest, "_SET_UP_AFTER_S", 0.0)
     async with backend_at(server.url, server.token, notes=notes) as second:
         events = await events_of(second, handle)
         assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
         await second.discard(handle)
         await until(lambda: not [place for place in server.jobs if "again" in place.name or place.name == job.job_id])
-        await until(lambda: not list(notes.glob("tesapi-again-*")))
+        await until(lambda: not list(notes.glob("*/tesapi-again-*")))
 
 
 async def test_a_job_that_ended_while_pulsar_was_down_is_told_when_it_is_back(
@@ -571,6 +574,20 @@ async def test_what_keeps_a_destination_from_taking_jobs_is_logged_once(
         await until(lambda: backend._server.requests >= 2)
         assert backend.condition().state == "misconfigured"
     assert _logged(caplog) == [f"site: site ({server.url}) does not accept the token (private_token)."]
+
+
+async def test_dispatchers_that_share_a_folder_leave_each_others_helpers_to_run(
+    server: Pulsar, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(pulsar_rest, "_HEALTHY_S", 0.1)  # so often are forgotten helpers looked for
+    slow = tmp_path / "python"
+    slow.write_text(f'#!/bin/sh\nsleep 3\nexec {sys.executable} "$@"\n', "ascii")
+    slow.chmod(0o755)
+    at_it = functools.partial(backend_at, server.url, server.token, python=str(slow), notes=tmp_path / "notes")
+    async with at_it() as first, at_it() as second:
+        await until(lambda: first._probed and second._probed)
+        assert [text for text in _logged(caplog) if "could not be found out" in text] == []
+        await until(lambda: [job.name for job in server.jobs if "probe" in job.name] == [])
 
 
 async def test_a_probe_that_cannot_run_is_not_sent_again_at_once(
