@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import os
 import pathlib
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ from collections.abc import Mapping
 import pytest
 
 from tesapi.runner.processes import boot_id, start_time
+from tesapi.runner.runtimes import bubblewrap as bubblewrap_runtime
 from tesapi.runner.runtimes.base import make
 from tests.jobs import (
     JobPlace,
@@ -28,6 +31,8 @@ from tests.jobs import (
 
 _PTRACE_SEIZE = 0x4206
 _WALL = 0x40000000
+_KILLS = int(os.environ.get("TESAPI_TEST_SIZE", "20"))
+_SEED = int(os.environ.get("TESAPI_TEST_SEED", "1"))
 
 
 @pytest.fixture
@@ -192,3 +197,39 @@ def test_a_process_that_only_mentions_the_job_is_not_swept(place: JobPlace) -> N
         assert (one.poll(), other.poll()) == (None, None)
         one.kill()
         other.kill()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(60 + 2 * _KILLS)
+def test_a_runner_that_is_killed_while_it_makes_a_sandbox_leaves_none(place: JobPlace, tmp_path: pathlib.Path) -> None:
+    chance = random.Random(_SEED)
+    for number in range(_KILLS):
+        killed = place.another(tmp_path / str(number))
+        killed.write(step("sleep", "1000"))
+        with killed.start() as runner:
+            until((killed.directory / "tes" / "exec" / "0" / "stderr").exists, "the streams of the executor")
+            time.sleep(chance.uniform(0, 0.01))
+            os.kill(runner.pid, signal.SIGKILL)
+            runner.communicate(timeout=30)
+        assert killed.end()["outcome"] == "system_error"
+        assert sandboxes(killed.job_id) == [], f"the kill {number} of seed {_SEED}"
+
+
+def test_a_child_that_does_not_show_yet_what_it_will_be_is_found_by_its_gate(
+    place: JobPlace, tmp_path: pathlib.Path
+) -> None:
+    """As one that was forked, and has not begun to be bwrap when its runner is killed."""
+    place.write(step("true"))
+    children = []
+    for directory in (place.directory, tmp_path / "another"):
+        scratch = directory / "tes" / "exec" / "0"
+        scratch.mkdir(parents=True)
+        gate = bubblewrap_runtime._gate(str(scratch / "gate"))
+        os.dup2(gate, bubblewrap_runtime.GATE_FD)
+        children.append(subprocess.Popen(["sleep", "1000"], pass_fds=[bubblewrap_runtime.GATE_FD]))
+        for descriptor in (gate, bubblewrap_runtime.GATE_FD):
+            os.close(descriptor)
+    make(dict(place.runtime), place.owner, lambda text: None).remove()
+    with children[0] as its, children[1] as anothers:
+        assert (its.wait(timeout=30), anothers.poll()) == (-signal.SIGKILL, None)
+        anothers.kill()

@@ -57,6 +57,7 @@ STATUS_FD = 21
 GATE_FD = 22
 """Descriptors at which bwrap finds most of its arguments, writes how its child began and ended, and waits to go on."""
 
+_GATE = "gate"
 _STATUS_BYTES = 64 << 10
 _BEGIN_S = 60.0
 
@@ -73,6 +74,7 @@ class Bubblewrap:
         self._program: str = settings["program"]
         self._images: List[List[str]] = settings["images"]
         self._hostname = owner.job_id[:64]
+        self._place = os.path.dirname(os.path.dirname(owner.lock))
         self._boxes = os.path.join(os.path.dirname(owner.lock), "boxes")
         self._network = settings.get("network", "default")
         self._pids_limit = int(settings.get("pids_limit") or 0)
@@ -115,7 +117,7 @@ class Bubblewrap:
         for pid, started in self._known_boxes():
             _end_box(pid, started)
         if not self._all_known:
-            _sweep(self._marks())
+            _sweep(self._marks(), self._place)
         for group in _lines(self._groups):
             if not cgroups.remove(group):
                 self._note(f"The cgroup {group} cannot be removed.")
@@ -139,7 +141,7 @@ class Bubblewrap:
 
         def start() -> subprocess.Popen[bytes]:
             given = unnamed(os.path.join(room.scratch, "arguments"), arguments)
-            gate = _gate(os.path.join(room.scratch, "gate"))
+            gate = _gate(os.path.join(room.scratch, _GATE))
             inherited = {ARGUMENTS_FD: given, STATUS_FD: status_writer, GATE_FD: gate}
             self._all_known = False
             try:
@@ -305,18 +307,21 @@ def _read_status(status: int, said: bytearray) -> None:
         return
 
 
-def _sweep(marks: List[str]) -> None:
-    """Kill every sandbox that shows `marks`, and wait until none does.
+def _sweep(marks: List[str], place: str) -> None:
+    """Kill every sandbox that shows `marks` or waits at a gate of the job in `place`; return when there is none.
 
-    That is enough for one that has not begun: a task's own processes could change what a sandbox shows.
+    That is enough for one that has not begun: a task's own processes could change what a sandbox shows. The child of
+    a runner that was killed just when it started bwrap shows still what the runner did, and has the gate. One that
+    ends while it is looked for may have made another just before, and that one is there when it is looked for again.
     """
-    while True:
-        found = _sandboxes(marks)
-        if not found:
-            return
+    looks = 0
+    while looks < 2:
+        found = {*_sandboxes(marks), *_at_gates(os.path.realpath(place))}
+        looks = 0 if found else looks + 1
         for pid in found:
             _kill(pid)
-        time.sleep(_SWEEP_INTERVAL_S)
+        if found:
+            time.sleep(_SWEEP_INTERVAL_S)
 
 
 def _sandboxes(marks: List[str]) -> List[int]:
@@ -332,6 +337,21 @@ def _sandboxes(marks: List[str]) -> List[int]:
             continue
         # The marks stand before `--`: what the user's own command says does not count.
         if wanted in arguments.partition(b"\0--\0")[0] + b"\0" and _is_bwrap(arguments):
+            found.append(int(name))
+    return found
+
+
+def _at_gates(folder: str) -> List[int]:
+    """Processes that wait at a gate below `folder`, or will: they have it from the moment they are made."""
+    found = []
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        try:
+            gate = os.readlink(f"/proc/{name}/fd/{GATE_FD}")
+        except OSError:
+            continue
+        if is_within(gate, folder) and os.path.basename(gate) == f"{_GATE} (deleted)" and int(name) != os.getpid():
             found.append(int(name))
     return found
 
