@@ -8,11 +8,13 @@ import contextlib
 import json
 import os
 import pathlib
+import random
 import shutil
 import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -20,6 +22,9 @@ import pytest
 from tests.conftest import missing
 from tests.engines import DockerEngine
 from tests.jobs import JobPlace, only, outcome, parse, pid_alive, processes_with, script, step, until
+
+_KILLS = int(os.environ.get("TESAPI_TEST_SIZE", "20"))
+_SEED = int(os.environ.get("TESAPI_TEST_SEED", "1"))
 
 
 @pytest.fixture
@@ -57,6 +62,24 @@ def _kill_with_watchdog(place: JobPlace) -> None:
 
 
 # Orphans.
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(60 + 5 * _KILLS)
+def test_a_runner_that_is_killed_while_its_container_is_made_leaves_none(place: JobPlace) -> None:
+    chance = random.Random(_SEED)
+    for number in range(_KILLS):
+        killed = _another(place)
+        killed.write(step("sleep", "1000"))
+        with killed.start() as runner:
+            until((killed.directory / "tes" / "exec" / "0" / "stderr").exists, "the streams of the executor")
+            time.sleep(chance.uniform(0, 0.15))
+            os.kill(runner.pid, signal.SIGKILL)
+            runner.communicate(timeout=30)
+        assert killed.end()["outcome"] == "system_error"
+        for _ in range(10):  # the engine may be making one still
+            assert killed.remains() == [], f"the kill {number} of seed {_SEED}"
+            time.sleep(0.02)
 
 
 def test_the_next_runner_removes_what_a_runner_killed_with_its_watchdog_left(place: JobPlace) -> None:

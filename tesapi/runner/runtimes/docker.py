@@ -34,6 +34,7 @@ _PATIENCE_S = 60.0
 _RETRY_S = 0.5
 _SWEEP_S = 0.05
 _SLOWEST_SWEEP_S = 5.0
+_CREATION_S = 10.0
 _LAST_WORDS_S = 5.0
 _STALLED_PULL_S = 900.0
 _BYTES_A_POLL = 4 << 20
@@ -56,6 +57,7 @@ class Docker:
         self._engine = Engine(settings["socket"])
         self._used: Dict[str, str] = {}
         self._made: List[str] = []
+        self._making = os.path.join(os.path.dirname(owner.lock), "making")
 
     def unsupported(self, image: str) -> Optional[str]:
         return bad_image(image)
@@ -83,9 +85,13 @@ class Docker:
         name = f"tesapi-{self._owner.job_id}-{step.number}"
         body = self._body(step, room)
         self._made.append(name)
+        with open(self._making, "w", encoding="ascii") as file:
+            file.write(name)
         try:
             answer = self._patiently(lambda: self._create(name, body), room.check)
+            os.unlink(self._making)
         except EngineRefused as error:
+            os.unlink(self._making)
             raise Refused(f"The container of executor {step.number} cannot be made: {error}.") from error
         for warning in (answer or {}).get("Warnings") or ():
             self._note(f"Docker: {warning}")
@@ -97,16 +103,17 @@ class Docker:
         return container
 
     def remove(self) -> None:
-        pause_s, told = _SWEEP_S, False
+        pause_s, told, deadline = _SWEEP_S, False, time.monotonic() + _CREATION_S
         while True:
             try:
                 while self._made:
                     self._delete(self._made[-1])
                     self._made.pop()
-                left = [found["Id"] for found in self._list(f"tesapi.job={self._owner.job_id}")]
+                left = self._list(f"tesapi.job={self._owner.job_id}")
                 for container in left:
-                    self._delete(container)
-                if not left:
+                    self._delete(container["Id"])
+                    self._is_made(container)
+                if not left and (time.monotonic() > deadline or not os.path.exists(self._making)):
                     return
             except EngineAway as away:
                 if not told:
@@ -116,6 +123,16 @@ class Docker:
                 pass  # asked again: a removal that is under way is refused, for instance
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, _SLOWEST_SWEEP_S)
+
+    def _is_made(self, container: Dict[str, Any]) -> None:
+        """One less to wait for: an engine makes a container also when nobody waits for its answer any more."""
+        try:
+            with open(self._making, encoding="ascii") as file:
+                name = file.read()
+            if f"/{name}" in container["Names"]:
+                os.unlink(self._making)
+        except FileNotFoundError:
+            return
 
     def others(self) -> List[Owner]:
         owners = set()
