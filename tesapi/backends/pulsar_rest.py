@@ -140,6 +140,7 @@ class PulsarRestBackend:
         self._submitted: dict[str, tuple[float, int]] = {}  # when, and after how many outages
         self._begun_until = float("-inf")  # what was submitted until then has left Pulsar's queue, or was lost
         self._helpers: set[str] = set()
+        self._there: set[str] = set()  # helpers that Pulsar has set up: when they are gone, they stay so
         self._notes = HelperNotes(options.notes)
         self._in_a_batch_system = False
         self._tails: dict[str, tuple[float, LogTails | None]] = {}
@@ -277,9 +278,11 @@ class PulsarRestBackend:
         job_id = f"tesapi-{purpose}-{uuid.uuid4()}"
         self._helpers.add(job_id)
         self._notes.note(job_id)
-        place = await self._server.set_up(job_id)
-        status: JobStatus | None = None
+        there, status = job_id, JobStatus("")
         try:
+            place = await self._server.set_up(job_id)
+            there = place.job_id
+            self._there.add(job_id)
             await self._server.upload(place.job_id, "input", "runner.py", runner_text(__version__).encode("ascii"))
             await self._server.upload(place.job_id, "input", "given.json", json.dumps(given).encode("ascii"))
             submitted = time.monotonic()
@@ -289,7 +292,7 @@ class PulsarRestBackend:
                 self._begun_until = max(self._begun_until, submitted)
         finally:
             with contextlib.suppress(BackendUnavailable, PulsarRefused):
-                await asyncio.shield(self._remove_helper(job_id, place.job_id, over=status is not None and status.over))
+                await asyncio.shield(self._remove_helper(job_id, there, over=status.over))
         try:
             answer = json.loads(status.stdout.splitlines()[-1])
         except (ValueError, IndexError):
@@ -328,6 +331,7 @@ class PulsarRestBackend:
         over = False
         with contextlib.suppress(BackendUnavailable, PulsarRefused):
             place = await self._server.set_up(job_id)
+            self._there.add(job_id)
             directory = job.document.removesuffix("/inputs/job.json")
             await self._server.submit(place.job_id, self._command(directory, "job.json"))
             while not over and not job.ended and self._jobs.get(job.job_id) is job:
@@ -352,8 +356,9 @@ class PulsarRestBackend:
             if helper not in self._helpers:
                 status = await self._status(helper)
                 if status is not None and status.gone:
-                    if self._notes.age_s(helper) > _SET_UP_AFTER_S:
+                    if helper in self._there or self._notes.age_s(helper) > _SET_UP_AFTER_S:
                         self._notes.forget(helper)
+                        self._there.discard(helper)
                     continue
                 if (status is None or not status.over) and await self._is_there(self._notes.text(helper)):
                     continue

@@ -25,7 +25,7 @@ from tesapi.backends.base import Capacity
 from tesapi.backends.health import Health
 from tesapi.backends.pulsar_jobs import PulsarOptions
 from tesapi.backends.pulsar_rest import PulsarRestBackend
-from tesapi.backends.pulsar_wire import PulsarAddress, PulsarServer
+from tesapi.backends.pulsar_wire import JobSetUp, PulsarAddress, PulsarServer
 from tesapi.backends.runtimes import RuntimeOptions
 from tesapi.errors import BackendUnavailable, JobLost
 from tesapi.jobs.plan import Job
@@ -574,6 +574,29 @@ async def test_what_keeps_a_destination_from_taking_jobs_is_logged_once(
         await until(lambda: backend._server.requests >= 2)
         assert backend.condition().state == "misconfigured"
     assert _logged(caplog) == [f"site: site ({server.url}) does not accept the token (private_token)."]
+
+
+async def test_a_helper_is_removed_whose_set_up_was_not_answered(
+    pulsar: Pulsar, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(pulsar_rest, "_SET_UP_AFTER_S", 0.0)
+    backend = backend_at(pulsar.url, pulsar.token, notes=tmp_path / "notes")
+    set_up, answered = backend._server.set_up, False
+
+    async def lose_the_first_answer(job_id: str) -> JobSetUp:
+        nonlocal answered
+        place = await set_up(job_id)
+        if not answered:
+            answered = True
+            raise BackendUnavailable("site broke the connection off.")
+        return place
+
+    monkeypatch.setattr(backend._server, "set_up", lose_the_first_answer)
+    monkeypatch.setattr(pulsar_rest, "_HEALTHY_S", 0.1)
+    monkeypatch.setattr(pulsar_rest, "_PROBE_AGAIN_S", 0.1)
+    async with backend:
+        await until(lambda: backend._probed and not pulsar.jobs)
+        await until(lambda: not list((tmp_path / "notes").glob("*/tesapi-probe-*")))
 
 
 async def test_dispatchers_that_share_a_folder_leave_each_others_helpers_to_run(
