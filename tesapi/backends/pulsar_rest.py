@@ -12,9 +12,7 @@ import contextlib
 import json
 import logging
 import random
-import shlex
 import time
-import uuid
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +22,7 @@ from typing import Protocol, Self
 from tesapi import __version__
 from tesapi.backends.base import Capacity, Condition, LogTails, Need, images_of
 from tesapi.backends.health import Health, Standing
-from tesapi.backends.helper_notes import HelperNotes
+from tesapi.backends.pulsar_helpers import NOT_BEGUN, Helpers, HelperSilent, RollCalls
 from tesapi.backends.pulsar_jobs import ProbeNote, PulsarOptions, ended, probe_level, why_not_run
 from tesapi.backends.pulsar_wire import (
     CONNECTIONS,
@@ -37,7 +35,6 @@ from tesapi.backends.pulsar_wire import (
 )
 from tesapi.backends.rounds import Rounds
 from tesapi.errors import BackendUnavailable, JobLost
-from tesapi.jobs.bundle import runner_text
 from tesapi.jobs.plan import Job
 from tesapi.tes.events import Handle, JobEnded, Outcome, RunnerEvent, parse_line
 
@@ -52,8 +49,6 @@ _CALM_LOOK_BESIDE_UPDATES_S = 30.0
 _SLOWEST_LOOK_BESIDE_UPDATES_S = 900.0
 _LOOKS_BESIDE_UPDATES_PER_S = 2.0
 _STATUS_EVERY = 8
-_NOT_BEGUN = ("preprocessing", "queued")
-_RAN = ("complete", "failed")
 _WATCHED_S = 10.0
 _WATCHED_LOOK_S = 1.0
 _TAILS_AGE_S = 2.0
@@ -66,14 +61,9 @@ _AFTER_END_S = 5.0
 _REMOVAL_S = 10.0
 _LAUNCH_S = 0.5
 _HEALTHY_S = 15.0
-_HELPER_LOOK_S = 2.0
-_HELPER_RUNS_S = 600.0
-_HELPER_WAITS_S = 3600.0
-_SET_UP_AFTER_S = 60.0  # so late may Pulsar still do what it was asked for
 _LOST_AFTER_S = 30.0
 _WAITS_LONG_S = 3600.0
 _PROBE_AGAIN_S = 60.0
-_CALL_TOGETHER_S = 1.0
 _CALL_AGAIN_S = 30.0
 
 
@@ -133,15 +123,13 @@ class PulsarRestBackend:
         self._capacity = capacity
         self._options = options
         self._rounds = Rounds(self._look, CONNECTIONS)
-        self._calls = RollCalls(self)
+        self._helpers = Helpers(server, health, options)
+        self._calls = RollCalls(self._helpers, self._came_of_roll_call)
         self._jobs: dict[str, _Followed] = {}
         self._canceling: dict[str, float] = {}
         self._set_up: set[str] = set()
         self._submitted: dict[str, tuple[float, int]] = {}  # when, and after how many outages
         self._begun_until = float("-inf")  # what was submitted until then has left Pulsar's queue, or was lost
-        self._helpers: set[str] = set()
-        self._there: set[str] = set()  # helpers that Pulsar has set up: when they are gone, they stay so
-        self._notes = HelperNotes(options.notes)
         self._in_a_batch_system = False
         self._tails: dict[str, tuple[float, LogTails | None]] = {}
         self._locks: weakref.WeakValueDictionary[str, asyncio.Lock] = weakref.WeakValueDictionary()
@@ -166,7 +154,7 @@ class PulsarRestBackend:
             self._take_answer(answer)
             self._runtime_sentence += " So it was when this was last asked; it is being asked again."
         async with contextlib.AsyncExitStack() as stack:
-            stack.enter_context(self._notes)
+            stack.enter_context(self._helpers)
             await stack.enter_async_context(self._server)
             children = await stack.enter_async_context(asyncio.TaskGroup())
             self._children = children
@@ -206,9 +194,9 @@ class PulsarRestBackend:
             came_back = await self._ask_how_it_is()
             if self._health.up:
                 with contextlib.suppress(BackendUnavailable):
-                    await self._remove_forgotten_helpers()
+                    await self._helpers.remove_forgotten()
             if came_back and self._health.outages:
-                self._calls.ask([job for job in self._jobs.values() if job.events], over=False)
+                self._call([job for job in self._jobs.values() if job.events], over=False)
             wanted = self._health.up and not self._probed and time.monotonic() - probed > _PROBE_AGAIN_S
             if wanted and await self._probe():
                 probed = time.monotonic()
@@ -245,7 +233,7 @@ class PulsarRestBackend:
         """Find out with a job of our own which container runtime works there; whether that job came to an end."""
         name = self._server.address.name
         try:
-            answer: Mapping[str, object] = await self.run_helper("probe", "--probe", self._options.runtime)
+            answer: Mapping[str, object] = await self._helpers.run("probe", "--probe", self._options.runtime)
         except PulsarRefused as error:
             sentence = (
                 f"{name} refuses a job of ours ({error}); with tool_config_files in its app.yml a Pulsar runs "
@@ -269,112 +257,6 @@ class PulsarRestBackend:
         self._found = found if isinstance(found, Mapping) else None
         self._runtime_sentence = str(answer.get("sentence"))
         self._in_a_batch_system = bool(answer.get("batch"))
-
-    async def run_helper(self, purpose: str, option: str, given: object) -> Mapping[str, object]:
-        """Run the runner for something else than a job; the line of JSON that it prints.
-
-        Raises BackendUnavailable where there is none, with the reason, and PulsarRefused.
-        """
-        job_id = f"tesapi-{purpose}-{uuid.uuid4()}"
-        self._helpers.add(job_id)
-        self._notes.note(job_id)
-        there, status = job_id, JobStatus("")
-        try:
-            place = await self._server.set_up(job_id)
-            there = place.job_id
-            self._there.add(job_id)
-            await self._server.upload(place.job_id, "input", "runner.py", runner_text(__version__).encode("ascii"))
-            await self._server.upload(place.job_id, "input", "given.json", json.dumps(given).encode("ascii"))
-            submitted = time.monotonic()
-            await self._server.submit(place.job_id, self._command(place.directory, option, "given.json"))
-            status = await self._end_of_helper(place.job_id)
-            if status.status in _RAN:
-                self._begun_until = max(self._begun_until, submitted)
-        finally:
-            with contextlib.suppress(BackendUnavailable, PulsarRefused):
-                await asyncio.shield(self._remove_helper(job_id, there, over=status.over))
-        try:
-            answer = json.loads(status.stdout.splitlines()[-1])
-        except (ValueError, IndexError):
-            answer = None
-        if not isinstance(answer, dict):
-            # One that was killed, or lost in a restart of Pulsar, may be worth another try at once.
-            raise (HelperSilent if status.status in _RAN else BackendUnavailable)(
-                why_not_run(self._server.address.name, status)
-            )
-        return answer
-
-    async def _end_of_helper(self, job_id: str) -> JobStatus:
-        """Wait for it, and not for ever: what ran while Pulsar was restarted may be `running` from then on."""
-        outages, since, last, delay_s = self._health.outages, time.monotonic(), "", 0.1
-        while not (status := await self._server.status(job_id)).over:
-            if status.status != last:
-                since, last = time.monotonic(), status.status
-            most_s = _HELPER_WAITS_S if last in _NOT_BEGUN else _HELPER_RUNS_S
-            if self._health.outages != outages or time.monotonic() - since > most_s:
-                raise BackendUnavailable(f"{self._server.address.name} has lost a job of ours ({last}).")
-            await asyncio.sleep(delay_s)
-            delay_s = min(delay_s * 1.5, 5.0)
-        return status
-
-    async def _start_anew(self, job: _Followed) -> None:
-        """Have the runner of a job started by a second one, where Pulsar has lost the first between queue and start.
-
-        It runs once however often it is started, and both tell the same.
-        """
-        job_id = f"tesapi-again-{uuid.uuid4()}"
-        self._helpers.add(job_id)
-        self._notes.note(job_id, job.job_id)  # which it may be running: only when nothing of that is left may it end
-        _log.warning(
-            "%s seems to have lost %s before its start; starting it again.", self._server.address.name, job.job_id
-        )
-        over = False
-        with contextlib.suppress(BackendUnavailable, PulsarRefused):
-            place = await self._server.set_up(job_id)
-            self._there.add(job_id)
-            directory = job.document.removesuffix("/inputs/job.json")
-            await self._server.submit(place.job_id, self._command(directory, "job.json"))
-            while not over and not job.ended and self._jobs.get(job.job_id) is job:
-                await asyncio.sleep(_HELPER_LOOK_S)
-                over = (await self._server.status(place.job_id)).over
-        self._helpers.discard(job_id)
-        if over or job.ended:
-            with contextlib.suppress(BackendUnavailable, PulsarRefused):
-                await self._remove_helper(job_id, job_id, over=over)
-
-    async def _remove_helper(self, job_id: str, there: str, *, over: bool) -> None:
-        self._helpers.discard(job_id)  # from now on it is a forgotten one, until it is seen to be gone
-        if not over:
-            await self._server.cancel(there)  # it may wait in the queue of a batch system
-            await self._status(there)  # whereupon Pulsar forgets it
-        await self._server.delete(there)
-
-    async def _remove_forgotten_helpers(self) -> None:
-        """Remove what a process has left because it was killed, or we because Pulsar was away; see to the rest."""
-        self._notes.adopt()
-        for helper in self._notes.noted():
-            if helper not in self._helpers:
-                status = await self._status(helper)
-                if status is not None and status.gone:
-                    if helper in self._there or self._notes.age_s(helper) > _SET_UP_AFTER_S:
-                        self._notes.forget(helper)
-                        self._there.discard(helper)
-                    continue
-                if (status is None or not status.over) and await self._is_there(self._notes.text(helper)):
-                    continue
-                with contextlib.suppress(PulsarRefused):
-                    await self._remove_helper(helper, helper, over=False)
-
-    async def _is_there(self, job_id: str) -> bool:
-        """Whether a job has a folder at the Pulsar, or may have."""
-        status = await self._status(job_id) if job_id else None
-        return bool(job_id) and (status is None or not status.gone)
-
-    def _command(self, directory: str, *words: str) -> str:
-        inputs = f"{directory}/inputs"
-        option, file = words if len(words) == 2 else ("", words[0])
-        argv = [self._options.python, "-I", "-S", "-X", "utf8", f"{inputs}/runner.py"]
-        return shlex.join([*argv, *([option] if option else []), f"{inputs}/{file}"])
 
     # A job's way there.
 
@@ -405,13 +287,13 @@ class PulsarRestBackend:
                 if job_id in self._canceling:
                     return
                 self._submitted[job_id] = (time.monotonic(), self._health.outages)
-                await self._server.submit(job_id, self._command(handle["directory"], "job.json"))
+                await self._server.submit(job_id, self._helpers.command(handle["directory"], "job.json"))
             except PulsarRefused as error:
                 raise BackendUnavailable(f"{self._server.address.name} does not take the job: {error}.") from error
         self._rounds.hurry(job_id, self._first_look_s())
 
     async def _was_submitted(self, job_id: str) -> bool:
-        status = await self._status(job_id)
+        status = await self._server.status_if_told(job_id)
         if status is not None and status.gone:
             raise JobLost(f"{self._server.address.name} has no trace of the job {job_id}, and so of how it ended.")
         return status is None or status.status != "preprocessing"
@@ -422,13 +304,6 @@ class PulsarRestBackend:
     def _require_up(self) -> None:
         if self._health.standing in (Standing.DOWN, Standing.MISCONFIGURED):
             raise BackendUnavailable(self._health.reason)
-
-    async def _status(self, job_id: str) -> JobStatus | None:
-        """What Pulsar says of the job; None where it cannot, as when there is a byte in a stream that is no text."""
-        try:
-            return await self._server.status(job_id)
-        except PulsarRefused:
-            return None
 
     # Following it.
 
@@ -527,12 +402,12 @@ class PulsarRestBackend:
             or self._hearing  # and so looks seldom
             or job.job_id in self._canceling
         ):
-            status = await self._status(job.job_id)
+            status = await self._server.status_if_told(job.job_id)
             if status is not None and status.gone:
                 self._is_gone(job)
                 return
             job.gone_since = None
-            if not job.runs and (status is None or status.status not in _NOT_BEGUN):
+            if not job.runs and (status is None or status.status not in NOT_BEGUN):
                 job.runs = True
                 self._begun_until = max(self._begun_until, self._submitted_at(job.job_id))
             if status is not None and status.over:
@@ -587,24 +462,42 @@ class PulsarRestBackend:
             # A runner that begins from now on finds the mark of the cancel, which was made before: see `cancel`.
             self._tell(job, [self._never_begun(canceling is not None, status)])
             return
-        waits = status is not None and status.status in _NOT_BEGUN and not job.events and canceling is None
+        waits = status is not None and status.status in NOT_BEGUN and not job.events and canceling is None
         waits = waits and not self._in_a_batch_system  # there it may wait for days, and Pulsar finds it again
         lost = self._health.outages != job.outages and now - job.since > _LOST_AFTER_S
         if waits and not job.again and (lost or self._was_passed_by(job, now) or now - job.since > _WAITS_LONG_S):
             job.again = True
-            self._children.create_task(self._start_anew(job), name=f"again {job.job_id}")
+            self._start_again(job)
         hopeless = over_for > _WATCHDOG_S or (canceling is not None and now - canceling > 2 * _KILL_AFTER_S)
         if hopeless and now - job.called > _CALL_AGAIN_S:
-            self._calls.ask([job], over=True)
+            self._call([job], over=True)
         elif now - max(job.quiet_since, job.called) > _ASK_AFTER_S:
-            self._calls.ask([job], over=False)
+            self._call([job], over=False)
+
+    def _start_again(self, job: _Followed) -> None:
+        directory = job.document.removesuffix("/inputs/job.json")
+        again = self._helpers.start_again(
+            job.job_id, directory, lambda: self._jobs.get(job.job_id) is job, lambda: job.ended
+        )
+        self._children.create_task(again, name=f"again {job.job_id}")
+
+    def _call(self, jobs: Sequence[_Followed], *, over: bool) -> None:
+        """Have someone look after `jobs`; `over` says that Pulsar has done with them."""
+        for job in jobs:
+            job.called = time.monotonic()
+        self._calls.ask((job.document for job in jobs), over=over)
+
+    def _came_of_roll_call(self, document: str) -> None:
+        for job in self._jobs.values():
+            if job.document == document:
+                self._rounds.hurry(job.job_id)
 
     def _was_passed_by(self, job: _Followed, now: float) -> bool:
         """Whether others have begun for a while that came after it into the queue, which Pulsar takes in turn.
 
         What an earlier process submitted was submitted before all that this one has.
         """
-        if self._begun_until > self._submitted_at(job.job_id):
+        if max(self._begun_until, self._helpers.begun_until) > self._submitted_at(job.job_id):
             job.passed_since = job.passed_since or now
         return job.passed_since is not None and now - job.passed_since > _LOST_AFTER_S
 
@@ -667,7 +560,9 @@ class PulsarRestBackend:
         try:
             await self._server.upload(job_id, "jobdir", "cancelled", b"false")
         except (BackendUnavailable, PulsarRefused):
-            status = await self._status(job_id)  # an error of its file system looks as if it had gone down
+            status = await self._server.status_if_told(
+                job_id
+            )  # an error of its file system looks as if it had gone down
             if status is not None and status.gone:
                 return False
             raise
@@ -681,7 +576,7 @@ class PulsarRestBackend:
         undisturbed = job_id in self._submitted and self._submitted[job_id][1] == self._health.outages
         sure = undisturbed and job_id not in self._canceling
         try:
-            while (status := await self._status(job_id)) is not None:
+            while (status := await self._server.status_if_told(job_id)) is not None:
                 if status.over or status.status == "preprocessing" or time.monotonic() > deadline:
                     break
                 await asyncio.sleep(delay_s)
@@ -692,7 +587,7 @@ class PulsarRestBackend:
                 sure = False
                 with contextlib.suppress(PulsarRefused):
                     await self._server.upload(job_id, "jobdir", "cancelled", b"true")
-                await self._status(job_id)
+                await self._server.status_if_told(job_id)
             await self._server.delete(job_id)
             if not sure:
                 await self._see_it_gone(job_id)
@@ -710,62 +605,13 @@ class PulsarRestBackend:
         deadline, delay_s = time.monotonic() + _REMOVAL_S, _LAUNCH_S
         while time.monotonic() < deadline:
             await asyncio.sleep(delay_s)
-            status = await self._status(job_id)
+            status = await self._server.status_if_told(job_id)
             if status is not None and status.gone:
                 return
             await self._server.delete(job_id)
             delay_s = min(delay_s * 2, 2.0)
         name = self._server.address.name
         _log.warning("%s could not remove the folder of %s; its own log says why.", name, job_id)
-
-    def came_of_roll_call(self, document: str) -> None:
-        """Somebody has looked after the job at `document`: its report may tell the end now."""
-        for job in self._jobs.values():
-            if job.document == document:
-                self._rounds.hurry(job.job_id)
-
-
-class HelperSilent(BackendUnavailable):
-    """A job of our own has ended, and has not said what it was to say. The next one would hardly do better."""
-
-
-class RollCalls:
-    """Asks after jobs that may have died without a word: one helper job at the destination for many of them."""
-
-    def __init__(self, backend: PulsarRestBackend) -> None:
-        self._backend = backend
-        self._asked: dict[str, bool] = {}
-        self._wake = asyncio.Event()
-
-    def ask(self, jobs: Sequence[_Followed], *, over: bool) -> None:
-        """Have someone look after `jobs`; `over` says that Pulsar has done with them."""
-        for job in jobs:
-            job.called = time.monotonic()
-            self._asked[job.document] = over or self._asked.get(job.document, False)
-        if jobs:
-            self._wake.set()
-
-    async def run(self) -> None:
-        """Do what is asked for until canceled."""
-        while True:
-            await self._wake.wait()
-            await asyncio.sleep(_CALL_TOGETHER_S)
-            self._wake.clear()
-            asked, self._asked = self._asked, {}
-            calls = [{"document": document, "over": over} for document, over in asked.items()]
-            try:
-                answer = await self._backend.run_helper("roll-call", "--roll-call", calls)
-            except (BackendUnavailable, PulsarRefused) as error:
-                _log.warning("Asking after %d jobs failed: %s", len(calls), error)
-                continue
-            for note in _list(answer.get("notes")):
-                _log.info("Asking after jobs: %s", note)
-            for document in asked:
-                self._backend.came_of_roll_call(document)
-
-
-def _list(value: object) -> Sequence[object]:
-    return value if isinstance(value, list) else []
 
 
 def _whole(stdout: str) -> bytes | None:

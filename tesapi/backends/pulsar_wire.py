@@ -156,6 +156,13 @@ class PulsarServer:
         except ValueError as error:
             raise PulsarRefused(str(error)) from error
 
+    async def status_if_told(self, job_id: str) -> JobStatus | None:
+        """The same; None where Pulsar cannot say it, as when there is a byte in a stream that is no text."""
+        try:
+            return await self.status(job_id)
+        except PulsarRefused:
+            return None
+
     async def metadata(self, job_id: str, name: str) -> bytes | None:
         """A file of the job's metadata folder, also while it is being written; None where there is none (yet)."""
         query = {"name": name, "type": "output_metadata"}

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import trustme
 
-from tesapi.backends import pulsar_rest
+from tesapi.backends import pulsar_helpers, pulsar_rest
 from tesapi.backends.base import Capacity
 from tesapi.backends.health import Health
 from tesapi.backends.pulsar_jobs import PulsarOptions
@@ -157,7 +157,7 @@ async def test_a_job_that_was_started_again_goes_on_when_the_service_is_restarte
         following.cancel()
     assert [note for note in notes.glob("*/tesapi-again-*") if note.read_text("ascii") == job.job_id]
     monkeypatch.setattr(pulsar_rest, "_HEALTHY_S", 0.5)  # so often are forgotten helpers looked for
-    monkeypatch.setattr(pulsar_rest, "_SET_UP_AFTER_S", 0.0)
+    monkeypatch.setattr(pulsar_helpers, "_SET_UP_AFTER_S", 0.0)
     async with backend_at(server.url, server.token, notes=notes) as second:
         events = await events_of(second, handle)
         assert [event.stdout for event in events if isinstance(event, ExecutorEnded)] == ["ran\n"]
@@ -579,7 +579,7 @@ async def test_what_keeps_a_destination_from_taking_jobs_is_logged_once(
 async def test_a_helper_is_removed_whose_set_up_was_not_answered(
     pulsar: Pulsar, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    monkeypatch.setattr(pulsar_rest, "_SET_UP_AFTER_S", 0.0)
+    monkeypatch.setattr(pulsar_helpers, "_SET_UP_AFTER_S", 0.0)
     backend = backend_at(pulsar.url, pulsar.token, notes=tmp_path / "notes")
     set_up, answered = backend._server.set_up, False
 
