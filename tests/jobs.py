@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -227,6 +228,17 @@ class JobPlace(Place):
             env=self.environment,
             start_new_session=True,
         )
+
+
+def kill_at_start(place: JobPlace, delay_s: float) -> None:
+    """Have a job begin its executor, and kill its runner `delay_s` after it has opened the streams for that."""
+    place.write(step("sleep", "1000"))
+    with place.start() as runner:
+        until((place.directory / "tes" / "exec" / "0" / "stderr").exists, "the streams of the executor")
+        time.sleep(delay_s)
+        os.kill(runner.pid, signal.SIGKILL)
+        runner.communicate(timeout=30)
+    assert place.end()["outcome"] == "system_error"
 
 
 def parse(report: bytes) -> list[Event]:

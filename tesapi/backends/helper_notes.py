@@ -51,9 +51,9 @@ class HelperNotes:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._shared is not None and not self.noted():
-            _remove(self._own)
-        self._stack.close()
+        with self._stack, contextlib.suppress(OSError):  # somebody may have removed the data folder
+            if self._shared is not None and not self.noted():
+                _remove(self._own)
 
     def _make_own(self, shared: Path) -> None:
         name = str(uuid.uuid4())

@@ -70,7 +70,7 @@ class Helpers:
         Raises BackendUnavailable where there is none, with the reason, and PulsarRefused.
         """
         job_id = self._noted(purpose)
-        there, status = job_id, JobStatus("")
+        there, status = "", JobStatus("")
         try:
             place = await self._server.set_up(job_id)
             there = place.job_id
@@ -83,8 +83,10 @@ class Helpers:
             if status.status in RAN:
                 self.begun_until = max(self.begun_until, submitted)
         finally:
-            with contextlib.suppress(BackendUnavailable, PulsarRefused):
-                await asyncio.shield(self._remove(job_id, there, over=status.over))
+            self._busy.discard(job_id)  # what may be left of it now is found by `remove_forgotten`
+            if there:
+                with contextlib.suppress(BackendUnavailable, PulsarRefused):
+                    await asyncio.shield(self._remove(there, over=status.over))
         try:
             answer = json.loads(status.stdout.splitlines()[-1])
         except (ValueError, IndexError):
@@ -116,7 +118,7 @@ class Helpers:
         self._busy.discard(helper)
         if over or has_ended():
             with contextlib.suppress(BackendUnavailable, PulsarRefused):
-                await self._remove(helper, helper, over=over)
+                await self._remove(helper, over=over)
 
     async def remove_forgotten(self) -> None:
         """Remove what a process has left because it was killed, or we because Pulsar was away; see to the rest.
@@ -135,7 +137,7 @@ class Helpers:
                 if (status is None or not status.over) and await self._is_there(self._notes.text(helper)):
                     continue
                 with contextlib.suppress(PulsarRefused):
-                    await self._remove(helper, helper, over=False)
+                    await self._remove(helper, over=False)
 
     def command(self, directory: str, *words: str) -> str:
         """The command line that runs the runner in a job's folder, on an input of it, perhaps after an option."""
@@ -164,12 +166,11 @@ class Helpers:
             delay_s = min(delay_s * 1.5, 5.0)
         return status
 
-    async def _remove(self, helper: str, there: str, *, over: bool) -> None:
-        self._busy.discard(helper)  # from now on it is a forgotten one, until it is seen to be gone
+    async def _remove(self, job_id: str, *, over: bool) -> None:
         if not over:
-            await self._server.cancel(there)  # it may wait in the queue of a batch system
-            await self._server.status_if_told(there)  # whereupon Pulsar forgets it
-        await self._server.delete(there)
+            await self._server.cancel(job_id)  # it may wait in the queue of a batch system
+            await self._server.status_if_told(job_id)  # whereupon Pulsar forgets it
+        await self._server.delete(job_id)
 
     async def _is_there(self, job_id: str) -> bool:
         """Whether a job has a folder at the Pulsar, or may have."""

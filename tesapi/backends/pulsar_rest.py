@@ -560,9 +560,8 @@ class PulsarRestBackend:
         try:
             await self._server.upload(job_id, "jobdir", "cancelled", b"false")
         except (BackendUnavailable, PulsarRefused):
-            status = await self._server.status_if_told(
-                job_id
-            )  # an error of its file system looks as if it had gone down
+            # An error of its file system looks as if it had gone down.
+            status = await self._server.status_if_told(job_id)
             if status is not None and status.gone:
                 return False
             raise

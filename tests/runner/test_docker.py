@@ -21,7 +21,7 @@ import pytest
 
 from tests.conftest import missing
 from tests.engines import DockerEngine
-from tests.jobs import JobPlace, only, outcome, parse, pid_alive, processes_with, script, step, until
+from tests.jobs import JobPlace, kill_at_start, only, outcome, parse, pid_alive, processes_with, script, step, until
 
 _KILLS = int(os.environ.get("TESAPI_TEST_SIZE", "20"))
 _SEED = int(os.environ.get("TESAPI_TEST_SEED", "1"))
@@ -70,13 +70,7 @@ def test_a_runner_that_is_killed_while_its_container_is_made_leaves_none(place: 
     chance = random.Random(_SEED)
     for number in range(_KILLS):
         killed = _another(place)
-        killed.write(step("sleep", "1000"))
-        with killed.start() as runner:
-            until((killed.directory / "tes" / "exec" / "0" / "stderr").exists, "the streams of the executor")
-            time.sleep(chance.uniform(0, 0.15))
-            os.kill(runner.pid, signal.SIGKILL)
-            runner.communicate(timeout=30)
-        assert killed.end()["outcome"] == "system_error"
+        kill_at_start(killed, chance.uniform(0, 0.15))
         for _ in range(10):  # the engine may be making one still
             assert killed.remains() == [], f"the kill {number} of seed {_SEED}"
             time.sleep(0.02)
